@@ -1,0 +1,1 @@
+"""Targets and the code generators that lower kernels for them."""

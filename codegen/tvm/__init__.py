@@ -1,0 +1,1 @@
+"""CPU kernels: TIR schedules compiled to object code through TVM."""

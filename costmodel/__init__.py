@@ -1,0 +1,1 @@
+"""Predicted cost of a kernel: the analytic roofline and the learned model."""

@@ -1,0 +1,1 @@
+"""Capture of PyTorch models into the IR and the `torch.compile` backend."""

@@ -1,0 +1,1 @@
+"""The miscompile hunter: generation, oracles, reduction, campaigns."""

@@ -1,0 +1,1 @@
+"""The op records, one module per family."""

@@ -1,0 +1,1 @@
+"""Graph passes: rewriting, fusion, kernel selection, ordering and memory planning."""

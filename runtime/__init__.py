@@ -1,0 +1,1 @@
+"""Artifacts, loading, execution, the kernel cache, measurement."""
