@@ -1,9 +1,9 @@
 """The knobs: every setting that the environment can change, each declared once.
 
 A knob is read from, in this order: the innermost `with KNOB.set(value):` of this thread or task,
-the environment variable, the default. It lives in the lowest folder so that any stage may read one; a
-stage that generates different code for different values puts the value in its cache key, and the
-knob says so with `changes_code`.
+the environment variable, the default. It lives in the lowest folder so that any stage may read one;
+a stage that generates different code for different values puts the value in its cache key, and
+the knob says so with `changes_code`.
 """
 
 from __future__ import annotations

@@ -89,6 +89,11 @@ def _report_failure(error: Exception) -> int:
     return code
 
 
+def _interrupted() -> int:
+    output.fail("interrupted", kind="Interrupted", exit_code=INTERRUPTED)
+    return INTERRUPTED
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code; never raises."""
     argv = sys.argv[1:] if arguments is None else arguments
@@ -96,10 +101,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         result = build_app()(argv, prog_name="plait", standalone_mode=False)
         sys.stdout.flush()
-        return result if isinstance(result, int) else 0
+        # Typer answers Ctrl-C by returning the code without a word.
+        return _interrupted() if result == INTERRUPTED else result or 0
     except (typer.Abort, KeyboardInterrupt):
-        output.fail("interrupted", kind="Interrupted", exit_code=INTERRUPTED)
-        return INTERRUPTED
+        return _interrupted()
     except typer.TyperException as error:
         usage = getattr(error, "ctx", None)
         hint = f" (see {usage.command_path} --help)" if usage else ""

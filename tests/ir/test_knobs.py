@@ -1,0 +1,71 @@
+"""Knobs: order of sources, bad values, and the logging that they configure."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from plait.ir import knobs, logs
+from plait.ir.errors import UsageError
+
+
+def test_with_beats_environment_beats_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PLAIT_DEBUG", raising=False)
+    assert (knobs.DEBUG.get(), knobs.DEBUG.source()) == (0, "default")
+    monkeypatch.setenv("PLAIT_DEBUG", "2")
+    assert (knobs.DEBUG.get(), knobs.DEBUG.source()) == (2, "environment")
+    with knobs.DEBUG.set(0):
+        assert (knobs.DEBUG.get(), knobs.DEBUG.source()) == (0, "with")
+    assert knobs.DEBUG.get() == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("PLAIT_DEBUG", "loud"),
+        ("PLAIT_DEBUG", "-1"),
+        ("PLAIT_NUM_THREADS", "0"),
+        ("PLAIT_CACHE_LIMIT", "2 apples"),
+    ],
+)
+def test_bad_value_is_one_sentence(monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> None:
+    monkeypatch.setenv(name, text)
+    with pytest.raises(UsageError, match=f"{name}=.*expected"):
+        knobs.KNOBS[name].get()
+
+
+@pytest.mark.parametrize(("text", "size"), [("500M", 500 << 20), ("2g", 2 << 30), ("17", 17)])
+def test_sizes(monkeypatch: pytest.MonkeyPatch, text: str, size: int) -> None:
+    monkeypatch.setenv("PLAIT_CACHE_LIMIT", text)
+    assert knobs.CACHE_LIMIT.get() == size
+
+
+def test_cache_dir_is_a_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLAIT_CACHE_DIR", "~/kernels")
+    assert knobs.CACHE_DIR.get() == Path.home() / "kernels"
+
+
+def test_a_name_is_declared_once() -> None:
+    with pytest.raises(ValueError, match="twice"):
+        knobs.Knob("PLAIT_DEBUG", int, lambda: 0, "a number", "")
+
+
+def test_log_spec() -> None:
+    levels = logs.parse_spec("passes, runtime.cache:info")
+    assert levels == {"plait.passes": logging.DEBUG, "plait.runtime.cache": logging.INFO}
+    with pytest.raises(UsageError, match="level 'loud'"):
+        logs.parse_spec("passes:loud")
+
+
+def test_configure_replaces_its_own_handler(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = logging.getLogger("plait")
+    before = list(root.handlers)
+    monkeypatch.setenv("PLAIT_LOGS", "passes")
+    logs.configure()
+    logs.configure()
+    assert len(root.handlers) == len(before) + 1
+    monkeypatch.setenv("PLAIT_LOGS", "")
+    logs.configure()
+    assert root.handlers == before
