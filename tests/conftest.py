@@ -38,7 +38,7 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     A missing file is a failure; `make golden` writes the files, to be reviewed as a diff.
     """
     folder = GOLDEN / request.path.stem
-    update: bool = request.config.getoption("--update-golden")
+    update = bool(request.config.getoption("--update-golden"))
 
     def check(name: str, text: str) -> None:
         path = folder / name
