@@ -1,0 +1,86 @@
+"""Timing candidates against each other in one run.
+
+Two programs measured minutes apart are not comparable on a shared machine. Here every round times
+each candidate once, in an order that rotates, so that drift and neighbours hit all of them alike;
+speeds are reported as medians and as ratios to a baseline with a bootstrap interval over rounds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+MIN_SAMPLE_SECONDS = 2e-3  # one sample repeats a fast call until it takes at least this long
+BOOTSTRAP_DRAWS = 2000
+INTERVAL = (2.5, 97.5)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Seconds per call of each candidate: `samples[name]` has shape [rounds]."""
+
+    samples: Mapping[str, NDArray[np.float64]]
+
+    def median(self, name: str) -> float:
+        """The median seconds of one call."""
+        return float(np.median(self.samples[name]))
+
+    def interval(self, name: str) -> tuple[float, float]:
+        """The 95 % bootstrap interval of the median, in seconds."""
+        draws = np.median(self.samples[name][self._draws(name)], axis=1)
+        low, high = np.percentile(draws, INTERVAL)
+        return float(low), float(high)
+
+    def speedup(self, name: str, baseline: str) -> tuple[float, float, float]:
+        """How many times faster `name` is than `baseline`: median over rounds, 95 % interval.
+
+        The ratio is taken within each round, where both ran beside each other.
+        """
+        ratios = self.samples[baseline] / self.samples[name]
+        draws = np.median(ratios[self._draws(name)], axis=1)
+        low, high = np.percentile(draws, INTERVAL)
+        return float(np.median(ratios)), float(low), float(high)
+
+    def _draws(self, name: str) -> NDArray[np.int64]:
+        rounds = len(self.samples[name])
+        return np.random.default_rng(0).integers(0, rounds, (BOOTSTRAP_DRAWS, rounds))
+
+
+def compare(
+    candidates: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int = 30,
+    warmup: int = 3,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Comparison:
+    """Time the candidates, interleaved: each is called `warmup` times, then sampled every round."""
+    names = list(candidates)
+    repeats = {}
+    for name in names:
+        progress(f"warming up {name}")
+        repeats[name] = _repeats(candidates[name], warmup)
+    samples = {name: np.empty(rounds) for name in names}
+    for index in range(rounds):
+        progress(f"round {index + 1} of {rounds}")
+        shift = index % len(names)
+        for name in names[shift:] + names[:shift]:
+            samples[name][index] = _seconds(candidates[name], repeats[name])
+    return Comparison(samples)
+
+
+def _seconds(call: Callable[[], object], repeats: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - start) / repeats
+
+
+def _repeats(call: Callable[[], object], warmup: int) -> int:
+    """How many calls make one sample long enough for the clock and the scheduler's noise."""
+    for _ in range(max(warmup, 1)):
+        call()
+    return max(1, int(np.ceil(MIN_SAMPLE_SECONDS / max(_seconds(call, 1), 1e-9))))
