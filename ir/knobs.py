@@ -72,6 +72,7 @@ class Knob(Generic[T]):
         return "environment" if os.environ.get(self.name, "").strip() else "default"
 
 
+_SIZE = "a size such as 500M or 2G"
 KNOBS: dict[str, Knob[Any]] = {}
 
 
@@ -83,6 +84,14 @@ def _natural(low: int) -> Callable[[str], int]:
         return value
 
     return parse
+
+
+def parse_size(text: str, what: str) -> int:
+    """Bytes from `500M`, `2G` or a plain number; a bad one is a `UsageError` that names `what`."""
+    try:
+        return _size(text)
+    except ValueError:
+        raise UsageError(f"{what} {text!r}: expected {_SIZE}") from None
 
 
 def _size(text: str) -> int:
@@ -132,7 +141,7 @@ CACHE_LIMIT = Knob(
     "PLAIT_CACHE_LIMIT",
     _size,
     lambda: 2 << 30,
-    "a size such as 500M or 2G",
+    _SIZE,
     "the size that `plait cache gc` brings the cache down to",
 )
 NUM_THREADS = Knob(

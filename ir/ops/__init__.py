@@ -1,1 +1,1 @@
-"""The op records, one module per family."""
+"""Op families.  Every module here registers its ops when it is imported (`plait.ir.op.load_all`)."""

@@ -1,0 +1,65 @@
+"""Helpers shared by the families: broadcasting, axes, index arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from plait.ir import expr as e
+from plait.ir.builder import Value
+from plait.ir.dims import Dim, equal
+from plait.ir.errors import TypeRuleError
+from plait.ir.types import TensorType
+
+
+def broadcast(op: str, shapes: Sequence[tuple[Dim, ...]]) -> tuple[Dim, ...]:
+    """Numpy's broadcasting on ints and symbols (a symbol never equals 1 silently)."""
+    rank = max((len(s) for s in shapes), default=0)
+    result: list[Dim] = []
+    for d in range(rank):
+        size: Dim = 1
+        for shape in shapes:
+            k = d - rank + len(shape)
+            if k < 0 or equal(shape[k], 1):
+                continue
+            if not equal(size, 1) and not equal(size, shape[k]):
+                raise TypeRuleError(
+                    f"dimension {d - rank} has sizes {size} and {shape[k]}, which do not broadcast",
+                    op=op,
+                )
+            size = shape[k]
+        result.append(size)
+    return tuple(result)
+
+
+def load(operand: int, type: TensorType, index: Sequence[e.Expr]) -> e.Expr:
+    return e.Load(operand, tuple(index), type.dtype)
+
+
+def broadcast_load(operand: int, type: TensorType, index: Sequence[e.Expr]) -> e.Expr:
+    """Element of an operand that broadcasts to the result's index."""
+    own = index[len(index) - type.rank :] if type.rank else ()
+    zero = e.Lit(0, own[0].dtype) if own else None
+    picked = [
+        zero if zero is not None and equal(n, 1) else i
+        for i, n in zip(own, type.shape, strict=True)
+    ]
+    return load(operand, type, [p for p in picked if p is not None])
+
+
+def normalize_axis(axis: int, rank: int) -> int:
+    """A dimension number in [0, rank); negative ones count from the end."""
+    if not -max(rank, 1) <= axis < max(rank, 1):
+        raise TypeRuleError(f"dimension {axis} is out of range for rank {rank}", op="axis")
+    return axis % rank if rank else 0
+
+
+def normalize_axes(axes: Sequence[int] | int | None, rank: int) -> tuple[int, ...]:
+    """Sorted distinct dimension numbers; None or an empty list means all of them."""
+    if axes is None or (not isinstance(axes, int) and not len(axes)):
+        return tuple(range(rank))
+    chosen = [axes] if isinstance(axes, int) else list(axes)
+    return tuple(sorted({normalize_axis(a, rank) for a in chosen}))
+
+
+def static(value: Value, stage: str) -> tuple[int, ...]:
+    return value.type.static(stage)

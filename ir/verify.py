@@ -1,0 +1,109 @@
+"""The verifier: invariants of every graph, and a contract for each stage of the pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from plait.ir import op as ops
+from plait.ir.errors import PlaitError, VerifyError
+from plait.ir.graph import Graph, Node
+from plait.ir.text import show_around, show_type
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a graph promises at one point of the pipeline.
+
+    `allows` looks at each node and gives the reason it does not belong, or an empty string.
+    """
+
+    name: str
+    allows: Callable[[Node], str]
+
+
+def _any(_: Node) -> str:
+    return ""
+
+
+def _no_kernels(node: Node) -> str:
+    return "kernels appear only after fusion" if node.op == "kernel" else ""
+
+
+def _is_storage(node: Node) -> bool:
+    """Nodes that cost nothing or run on the host, and so stand outside kernels."""
+    return node.op in ("constant", "aten", "reshape", "transpose", "relayout")
+
+
+def _fused(node: Node) -> str:
+    inside = node.op == "kernel" or _is_storage(node)
+    return "" if inside else "after fusion every computation stands in a kernel"
+
+
+def _selected(node: Node) -> str:
+    if node.op == "kernel" and not node.attrs["schedule"]:
+        return "the kernel has no schedule"
+    return _fused(node)
+
+
+STAGES: dict[str, Stage] = {
+    s.name: s
+    for s in (
+        Stage("any", _any),
+        Stage("imported", _no_kernels),
+        Stage("fused", _fused),
+        Stage("selected", _selected),
+    )
+}
+
+
+def fail(graph: Graph, index: int, message: str) -> VerifyError:
+    """An error at a node, with the printed IR around it as a note."""
+    node = graph.nodes[index]
+    where = f"node {index} ({node.op})" + (f" from {node.loc}" if node.loc else "")
+    error = VerifyError(message, where=where)
+    error.add_note(show_around(graph, index))
+    return error
+
+
+def verify(graph: Graph, stage: str = "any") -> None:
+    """Raise `VerifyError` at the first node that breaks an invariant or the stage's contract.
+
+    Invariants: operands come before their users; attributes are those of the op record; result
+    types follow from the type rule (layouts may differ); a kernel's body holds them too.
+    """
+    contract = STAGES[stage]
+    for k in range(len(graph.nodes)):
+        _verify_node(graph, k)
+        reason = contract.allows(graph.nodes[k])
+        if reason:
+            raise fail(graph, k, f"does not belong to stage {stage!r}: {reason}")
+    for v in graph.outputs:
+        if not 0 <= v < len(graph.types):
+            raise VerifyError(f"output %{v} does not exist", where=f"graph {graph.name}")
+
+
+def _verify_node(graph: Graph, k: int) -> None:
+    node = graph.nodes[k]
+    for v in node.operands:
+        if not 0 <= v < graph.first_result[k]:
+            raise fail(graph, k, f"operand %{v} is not defined before its use")
+    try:
+        record = ops.get(node.op)
+        if record.complete(dict(node.attrs)) != node.attrs:
+            raise fail(graph, k, "attributes are missing")
+        expected = record.result_types(node.attrs, tuple(graph.types[v] for v in node.operands))
+    except VerifyError:
+        raise
+    except PlaitError as error:
+        raise fail(graph, k, str(error)) from error
+    logical = [ty.with_layout(None) for ty in expected]
+    if logical != [ty.with_layout(None) for ty in node.types]:
+        want = ", ".join(map(show_type, expected))
+        got = ", ".join(map(show_type, node.types))
+        raise fail(graph, k, f"has type {got}, its type rule gives {want}")
+    for ty in node.types:
+        if sorted(ty.order) != list(range(ty.rank)):
+            raise fail(graph, k, f"layout {ty.layout} does not permute {ty.rank} dimensions")
+    if node.op == "kernel":
+        verify(node.attrs["body"])
