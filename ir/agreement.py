@@ -1,9 +1,10 @@
 """When two results count as the same: the one definition for checks, tests, tools and the fuzzer.
 
-Float results agree when they differ by at most a fraction of the reference's largest magnitude, and
-by at most a tenth of that on average. Integer and boolean results agree when they are equal. NaN and
-infinities must stand in the same places. Where float results differ by more, a float64 result of the
-same computation may judge: then the candidate must not be further from it than the reference is.
+Float results agree when they differ by at most a fraction of the reference's largest magnitude,
+and by at most a tenth of that on average. Integer and boolean results agree when they are equal.
+NaN and infinities must stand in the same places. Where float results differ by more, a float64
+result of the same computation may judge: the candidate must not be further from it than the
+reference is.
 """
 
 from __future__ import annotations

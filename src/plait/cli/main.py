@@ -25,9 +25,14 @@ INTERRUPTED = 130
 # The verbs in the order `plait --help` lists them: module and the name of its command function.
 COMMANDS: list[tuple[str, str]] = [
     ("plait.cli.doctor", "doctor"),
+    ("plait.cli.run", "run"),
+    ("plait.cli.bench", "bench"),
+    ("plait.cli.inspect", "inspect"),
 ]
 # Verbs with verbs of their own: name, module and the name of its Typer application.
-GROUPS: list[tuple[str, str, str]] = []
+GROUPS: list[tuple[str, str, str]] = [
+    ("cache", "plait.cli.cache", "app"),
+]
 
 
 def _show_version(wanted: bool) -> None:

@@ -43,12 +43,13 @@ def set_json_mode(on: bool) -> None:
     _json_mode.set(on)
 
 
-def _plain(value: object) -> object:
+def _plain(value: object) -> Any:
     """JSON for the few other types that results hold."""
     if isinstance(value, Path):
         return str(value)
-    if hasattr(value, "tolist"):
-        return value.tolist()
+    tolist = getattr(value, "tolist", None)
+    if tolist is not None:
+        return tolist()
     raise TypeError(f"no JSON form for {type(value).__name__}")
 
 

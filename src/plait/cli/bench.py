@@ -1,0 +1,99 @@
+"""`plait bench`: how long a run of an artifact takes, and how two artifacts compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from plait.cli import output
+from plait.cli.inspect import ArtifactArgument
+from plait.cli.run import InputsOption, ThreadsOption
+from plait.ir.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from rich.console import Console
+
+    from plait.runtime.bench import Comparison
+
+
+def _candidate(
+    path: Path, inputs: Sequence[str] | None, threads: int | None
+) -> Callable[[], object]:
+    """A call of the artifact on its inputs."""
+    from plait.cli.arrays import random_inputs, read_inputs
+    from plait.runtime.artifact import Artifact
+
+    artifact = Artifact.open(path)
+    compiled = artifact.load(threads)
+    if inputs:
+        arrays = read_inputs(inputs, compiled.inputs)
+    else:
+        arrays = artifact.samples()[0] or random_inputs(compiled.inputs)
+    ordered = [arrays[spec.name].copy() for spec in compiled.inputs]
+    return lambda: compiled(*ordered)
+
+
+def _rows(result: Comparison, baseline: str) -> list[dict[str, Any]]:
+    rows = []
+    for name in result.samples:
+        low, high = result.interval(name)
+        ratio, ratio_low, ratio_high = result.speedup(name, baseline)
+        rows.append(
+            {
+                "name": name,
+                "median_seconds": result.median(name),
+                "interval_seconds": [low, high],
+                "speedup": ratio,
+                "speedup_interval": [ratio_low, ratio_high],
+            }
+        )
+    return rows
+
+
+def _draw(where: Console, data: dict[str, Any]) -> None:
+    table = []
+    for row in data["candidates"]:
+        low, high = (output.format_seconds(value) for value in row["interval_seconds"])
+        ratio_low, ratio_high = row["speedup_interval"]
+        speedup = f"{row['speedup']:.3f} ({ratio_low:.3f} to {ratio_high:.3f})"
+        median = output.format_seconds(row["median_seconds"])
+        table.append((row["name"], median, f"{low} to {high}", speedup))
+    columns = ["artifact", "median>", "95 % interval>", f"times as fast as {data['baseline']}>"]
+    output.print_table(where, columns, table)
+
+
+def bench(
+    model: ArtifactArgument,
+    against: Annotated[
+        list[Path] | None, typer.Option(help="Another artifact, interleaved; repeatable.")
+    ] = None,
+    inputs: InputsOption = None,
+    rounds: Annotated[int, typer.Option(min=3, help="Rounds of samples.")] = 30,
+    at_least: Annotated[
+        float | None, typer.Option(help="Exit 1 if the last --against is beaten by less.", min=0)
+    ] = None,
+    threads: ThreadsOption = None,
+    as_json: output.JsonFlag = False,
+) -> None:
+    """Time an artifact, alone or in turns with others on the same inputs."""
+    from plait.runtime.bench import compare
+
+    others = against or []
+    if at_least is not None and not others:
+        raise UsageError("--at-least compares with another artifact: give --against")
+    paths = {str(path): path for path in (model, *others)}
+    if len(paths) != 1 + len(others):
+        raise UsageError("--against: expected other artifacts than MODEL, each once")
+    candidates = {name: _candidate(path, inputs, threads) for name, path in paths.items()}
+    with output.working("measuring") as progress:
+        result = compare(candidates, rounds=rounds, progress=progress)
+    baseline = list(paths)[-1]
+    rows = _rows(result, baseline)
+    data = {"rounds": rounds, "baseline": baseline, "candidates": rows}
+    output.emit("bench", data, lambda where: _draw(where, data), as_json)
+    if at_least is not None and rows[0]["speedup"] < at_least:
+        raise typer.Exit(1)
