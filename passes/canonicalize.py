@@ -1,0 +1,279 @@
+"""Canonicalisation: algebraic identities, view composition, and folding of constants.
+
+Measures that fall: the identities and compositions lower the number of nodes; `fold-*` lower
+the number of nodes that are not constants; `pad-into-conv` lowers the number of pads.
+"""
+
+from __future__ import annotations
+
+import math
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from plait.ir import op as ops
+from plait.ir import types as t
+from plait.ir.builder import Value
+from plait.ir.dims import is_static
+from plait.ir.graph import Graph
+from plait.ir.interp import run_node
+from plait.passes.context import Context
+from plait.passes.pipeline import Pass, register_pass
+from plait.passes.rewrite import Match, Replacement, Rule, apply_rules, rule
+
+# A constant may be computed now if its result is small, or no larger than what it is made from.
+FOLD_ELEMENTS = 1 << 16
+
+
+@rule("reshape", "transpose", "broadcast_to", "cast", "slice", "relayout")
+def drop_identity(m: Match) -> Replacement:
+    """op(x) -> x where op changes nothing."""
+    x, node = m.operands[0], m.node
+    same = x.type == node.types[0]
+    if node.op == "transpose":
+        same = m.attrs["perm"] == tuple(range(x.rank))
+    return x if same else None
+
+
+@rule("reshape")
+def merge_reshapes(m: Match) -> Replacement:
+    """reshape(reshape(x)) -> reshape(x)."""
+    inner = m.made_by(m.operands[0], "reshape")
+    if inner is None:
+        return None
+    return m.b.reshape(m.b.value(inner.operands[0]), m.attrs["shape"])
+
+
+@rule("transpose")
+def merge_transposes(m: Match) -> Replacement:
+    """transpose(transpose(x, p), q) -> transpose(x, p[q])."""
+    inner = m.made_by(m.operands[0], "transpose")
+    if inner is None:
+        return None
+    perm = tuple(inner.attrs["perm"][p] for p in m.attrs["perm"])
+    return m.b.transpose(m.b.value(inner.operands[0]), perm)
+
+
+@rule("transpose")
+def transpose_as_reshape(m: Match) -> Replacement:
+    """A transpose that only moves dimensions of size 1 -> reshape."""
+    x = m.operands[0]
+    moved = [p for p in m.attrs["perm"] if x.shape[p] != 1]
+    return m.b.reshape(x, m.node.types[0].shape) if moved == sorted(moved) else None
+
+
+@rule("slice")
+def merge_slices(m: Match) -> Replacement:
+    """slice(slice(x)) -> slice(x)."""
+    inner = m.made_by(m.operands[0], "slice")
+    if inner is None:
+        return None
+    triples = zip(inner.attrs["start"], inner.attrs["step"], m.attrs["start"], m.attrs["step"],
+                  strict=True)  # fmt: skip
+    start, step = zip(*((s + r * p, p * q) for s, p, r, q in triples), strict=True)
+    return m.b.emit("slice", m.b.value(inner.operands[0]), start=start, step=step, size=m.attrs["size"])
+
+
+@rule("broadcast_to")
+def merge_broadcasts(m: Match) -> Replacement:
+    """broadcast(broadcast(x)) -> broadcast(x)."""
+    inner = m.made_by(m.operands[0], "broadcast_to")
+    if inner is None:
+        return None
+    return m.b.emit("broadcast_to", m.b.value(inner.operands[0]), shape=m.attrs["shape"])
+
+
+@rule("cast")
+def merge_casts(m: Match) -> Replacement:
+    """cast(cast(x, wider), y) -> cast(x, y) where the first loses nothing."""
+    inner = m.made_by(m.operands[0], "cast")
+    if inner is None:
+        return None
+    x = m.b.value(inner.operands[0])
+    wide, narrow = inner.attrs["dtype"], x.dtype
+    exact = narrow.kind == "b" or (wide.kind == narrow.kind and wide.bits >= narrow.bits)
+    return m.b.cast(x, m.attrs["dtype"]) if exact and m.attrs["dtype"].kind != "b" else None
+
+
+def _unit(match: Match, identity: float) -> Value | None:
+    """The other operand if one is a constant full of `identity` that does not broadcast it."""
+    for k in (0, 1):
+        other = match.operands[1 - k]
+        if match.scalar(match.operands[k]) == identity and other.type == match.node.types[0]:
+            return other
+    return None
+
+
+@rule("add")
+def add_zero(m: Match) -> Replacement:
+    """x + 0 -> x (a result of -0.0 may come out as 0.0 the other way round: equal values)."""
+    return _unit(m, 0)
+
+
+@rule("mul")
+def mul_one(m: Match) -> Replacement:
+    """x * 1 -> x."""
+    return _unit(m, 1)
+
+
+@rule("sub", "div")
+def right_unit(m: Match) -> Replacement:
+    """x - 0 -> x; x / 1 -> x."""
+    x, y = m.operands
+    unit = 0 if m.node.op == "sub" else 1
+    return x if m.scalar(y) == unit and x.type == m.node.types[0] else None
+
+
+@rule("div")
+def div_by_power_of_two(m: Match) -> Replacement:
+    """x / 2**n -> x * 2**-n, which is exact."""
+    x, y = m.operands
+    value = m.scalar(y)
+    if value is None or not math.isfinite(value) or value == 0:
+        return None
+    exact = abs(math.frexp(value)[0]) == 0.5 and abs(math.log2(abs(value))) < 100
+    return x * m.b.scalar(1 / value, x.dtype) if exact else None
+
+
+@rule("mul", "add")
+def merge_scalars(m: Match) -> Replacement:
+    """(x op a) op b -> x op (a op b) for scalar constants of integers."""
+    if not m.node.types[0].dtype.is_int:
+        return None
+    inner = m.made_by(m.operands[0], m.node.op)
+    b = m.constant(m.operands[1])
+    if inner is None or b is None or b.ndim:
+        return None
+    a = m.constant(m.b.value(inner.operands[1]))
+    if a is None or a.ndim:
+        return None
+    both = a + b if m.node.op == "add" else a * b
+    return m.b.emit(m.node.op, m.b.value(inner.operands[0]), m.b.constant(np.asarray(both)))
+
+
+@rule("select")
+def select_known(m: Match) -> Replacement:
+    """select(true, a, b) -> a; select(false, a, b) -> b."""
+    known = m.scalar(m.operands[0])
+    if known is None:
+        return None
+    chosen = m.operands[1] if known else m.operands[2]
+    return m.b.emit("broadcast_to", chosen, shape=m.node.types[0].shape)
+
+
+@rule("and", "or")
+def logic_unit(m: Match) -> Replacement:
+    """p & true -> p; p | false -> p."""
+    return _unit(m, m.node.op == "and") if m.node.types[0].dtype == t.bool_ else None
+
+
+@rule("attention")
+def drop_full_mask(m: Match) -> Replacement:
+    """A mask that hides nothing goes; one that hides exactly the future becomes `causal`."""
+    if len(m.operands) < 4:
+        return None
+    mask = m.constant(m.operands[3])
+    if mask is None:
+        return None
+    keep = mask if mask.dtype == bool else np.where(mask == 0, True, np.isneginf(mask) * False)
+    if mask.dtype != bool and not ((mask == 0) | np.isneginf(mask)).all():
+        return None
+    if keep.all():
+        return m.b.emit("attention", *m.operands[:3], **m.attrs)
+    rows, columns = m.operands[0].shape[-2], m.operands[1].shape[-2]
+    if m.attrs["causal"] or keep.shape[-2:] != (rows, columns):
+        return None
+    if (keep == np.tri(rows, columns, dtype=bool)).all():
+        return m.b.emit("attention", *m.operands[:3], **m.attrs.set(causal=True))
+    return None
+
+
+@rule("conv")
+def pad_into_conv(m: Match) -> Replacement:
+    """conv(pad(x, 0)) -> conv with wider padding, when only spatial dimensions are padded."""
+    pad = m.made_by(m.operands[0], "pad")
+    if pad is None or m.scalar(m.b.value(pad.operands[1])) != 0:
+        return None
+    low, high = pad.attrs["low"], pad.attrs["high"]
+    if any(low[:2]) or any(high[:2]) or min(*low, *high) < 0:
+        return None
+    wider = m.attrs.set(
+        low=tuple(a + b for a, b in zip(m.attrs["low"], low[2:], strict=True)),
+        high=tuple(a + b for a, b in zip(m.attrs["high"], high[2:], strict=True)),
+    )
+    return m.b.emit("conv", m.b.value(pad.operands[0]), m.operands[1], **wider)
+
+
+@rule("take")
+def take_of_iota(m: Match) -> Replacement:
+    """take(x, [s, s+1, ...]) -> slice(x)."""
+    where = m.constant(m.operands[1])
+    axis = m.attrs["axis"]
+    x = m.operands[0]
+    if where is None or where.ndim != 1 or where.size == 0 or not is_static(x.shape):
+        return None
+    start = int(where[0])
+    consecutive = start >= 0 and (where == np.arange(start, start + where.size)).all()
+    if not consecutive or start + where.size > x.shape[axis]:  # type: ignore[operator]
+        return None
+    starts, sizes = [0] * x.rank, list(x.shape)
+    starts[axis], sizes[axis] = start, int(where.size)
+    return m.b.emit("slice", x, start=starts, step=[1] * x.rank, size=sizes)
+
+
+def _foldable(m: Match) -> bool:
+    if m.node.op in ("constant", "aten", "kernel") or not is_static(
+        d for ty in m.node.types for d in ty.shape
+    ):
+        return False
+    if not all(m.made_by(v, "constant") for v in m.operands):
+        return False
+    made = sum(int(ty.size) for ty in m.node.types)  # type: ignore[arg-type]
+    read = sum(int(v.type.size) for v in m.operands)  # type: ignore[arg-type]
+    return made <= max(FOLD_ELEMENTS, read)
+
+
+def _fold(m: Match) -> Replacement:
+    """op(constants) -> constant."""
+    if not _foldable(m):
+        return None
+    results = run_node(m.node, [v.type for v in m.operands], [m.constant(v) for v in m.operands], {})
+    names = [m.made_by(v, "constant").attrs["value"].name for v in m.operands]  # type: ignore[union-attr]
+    name = next((n for n in names if n), "")
+    return tuple(m.b.constant(np.ascontiguousarray(r).reshape(np.shape(r)), name) for r in results)
+
+
+def fold_rule() -> Rule:
+    """Constant folding for every op that is not opaque."""
+    ops.load_all()
+    names = frozenset(n for n, o in ops.OPS.items() if "opaque" not in o.traits) - {"constant"}
+    return Rule("fold-constants", names, _fold, f"{__file__}:{_fold.__code__.co_firstlineno}")
+
+
+IDENTITIES: tuple[Rule, ...] = (
+    drop_identity, merge_reshapes, merge_transposes, transpose_as_reshape, merge_slices,
+    merge_broadcasts, merge_casts, add_zero, mul_one, right_unit, div_by_power_of_two,
+    merge_scalars, select_known, logic_unit, drop_full_mask, pad_into_conv, take_of_iota,
+)  # fmt: skip
+
+
+@register_pass
+@dataclass(frozen=True)
+class Canonicalize(Pass):
+    """Identities, view composition, constant folding, CSE and DCE to a fixed point."""
+
+    name = "canonicalize"
+    fold: bool = True
+
+    def apply(self, graph: Graph, context: Context) -> Graph:
+        rules = (*IDENTITIES, fold_rule()) if self.fold else IDENTITIES
+        return apply_rules(graph, rules, context)
+
+
+def simplify(graph: Graph) -> Graph:
+    """Canonicalise without a context, for tools and tests."""
+    return Canonicalize().apply(graph, Context())
+
+

@@ -1,0 +1,106 @@
+"""Subscribers of the hook around passes: verification, dumps, timing, reference check."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from plait.ir.errors import PassMismatch, VerifyError
+from plait.ir.graph import Graph
+from plait.ir.interp import interpret
+from plait.ir.types import TensorType
+from plait.ir.verify import verify
+from plait.passes.pipeline import Event
+
+
+def verify_each(event: Event) -> None:
+    """Check the graph's invariants, its stage's contract and its unchanged signature."""
+    verify(event.after, event.applied.leaves)
+    for what, before, after in (
+        ("inputs", event.before.input_types, event.after.input_types),
+        ("outputs", event.before.output_types, event.after.output_types),
+    ):
+        if [t.with_layout(None) for t in before] != [t.with_layout(None) for t in after]:
+            raise VerifyError(f"the {what} changed", where=f"pass {event.applied.name}")
+
+
+@dataclass
+class Timing:
+    """Seconds by pass, in the order they ran."""
+
+    seconds: list[tuple[str, float]] = field(default_factory=list)
+
+    def __call__(self, event: Event) -> None:
+        self.seconds.append((event.applied.name, event.seconds))
+
+
+@dataclass(frozen=True)
+class Dump:
+    """Write `NN-pass.txt` into a folder whenever a pass changed the graph."""
+
+    folder: Path
+
+    def __call__(self, event: Event) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if event.index == 0:
+            (self.folder / "00-input.txt").write_text(str(event.before))
+        if event.after != event.before:
+            path = self.folder / f"{event.index + 1:02d}-{event.applied.name}.txt"
+            path.write_text(str(event.after))
+
+
+@dataclass
+class ReferenceCheck:
+    """Interpret the graph before and after a pass on the same inputs and compare.
+
+    Floats may differ by `tolerance` of the output's largest magnitude; everything else must
+    be equal.  Raises `PassMismatch` naming the pass and the output.
+    """
+
+    inputs: Sequence[Any]
+    tolerance: float = 1e-5
+    expected: list[Any] | None = None
+
+    def __call__(self, event: Event) -> None:
+        if event.after == event.before:
+            return
+        if self.expected is None:
+            self.expected = interpret(event.before, self.inputs)
+        found = interpret(event.after, self.inputs)
+        for k, (want, got) in enumerate(zip(self.expected, found, strict=True)):
+            error, bar = difference(want, got, self.tolerance)
+            if not error <= bar:
+                raise PassMismatch(name=event.applied.name, output=k, error=error,
+                                   bar=f"bar {bar:.3g}")  # fmt: skip
+
+
+def difference(want: Any, got: Any, tolerance: float) -> tuple[float, float]:
+    """Largest difference and the bar it must not exceed; NaNs must be in the same places."""
+    if want.dtype.kind not in "fc":
+        return float(np.count_nonzero(want != got)), 0.0
+    same = (want == got) | (np.isnan(want) & np.isnan(got))
+    if np.all(same):
+        return 0.0, 0.0
+    with np.errstate(invalid="ignore"):
+        gap = np.where(same, 0, np.abs(want - got))
+    finite = np.abs(want[np.isfinite(want)])
+    bar = tolerance * max(float(finite.max()) if finite.size else 0.0, 1e-30)
+    return (float("inf") if np.isnan(gap).any() else float(gap.max())), bar
+
+
+def random_inputs(graph: Graph, seed: int = 0) -> list[Any]:
+    """Arguments for a static graph: small normal floats, small non-negative integers."""
+    rng = np.random.default_rng(seed)
+    return [_random(ty, rng) for ty in graph.input_types]
+
+
+def _random(type: TensorType, rng: np.random.Generator) -> Any:
+    shape = type.static("random inputs")
+    if type.dtype.is_float:
+        return rng.standard_normal(shape).astype(type.dtype.numpy)
+    high = 2 if type.dtype.kind == "b" else 10
+    return rng.integers(0, high, shape).astype(type.dtype.numpy)

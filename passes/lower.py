@@ -1,0 +1,56 @@
+"""Lowering to what the target takes: decomposition of composites, polynomial functions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from plait.ir import op as ops
+from plait.ir.builder import Builder, Value
+from plait.ir.graph import Graph, Node
+from plait.passes.context import Context
+from plait.passes.pipeline import Pass, register_pass
+from plait.passes.rewrite import Replacement, transform
+
+
+@register_pass
+@dataclass(frozen=True)
+class Decompose(Pass):
+    """Replace composites that the target does not take whole, until none is left."""
+
+    name = "decompose"
+
+    def apply(self, graph: Graph, context: Context) -> Graph:
+        whole = context.require_target(self.name).whole
+
+        def visit(b: Builder, node: Node, operands: tuple[Value, ...]) -> Replacement:
+            record = ops.get(node.op)
+            if record.decompose is None or node.op in whole:
+                return None
+            context.fired[f"decompose-{node.op}"] += 1
+            call = record.call(node.attrs, tuple(v.type for v in operands))
+            return record.decompose(b, call, *operands)
+
+        while any(ops.get(n.op).decompose and n.op not in whole for n in graph.nodes):
+            graph = transform(graph, visit)
+        return graph
+
+
+@register_pass
+@dataclass(frozen=True)
+class LegalizeMath(Pass):
+    """Choose the vectorisable polynomial of the functions that the target has no fast code for."""
+
+    name = "legalize-math"
+
+    def apply(self, graph: Graph, context: Context) -> Graph:
+        approximates = context.require_target(self.name).approximates
+
+        def visit(b: Builder, node: Node, operands: tuple[Value, ...]) -> Replacement:
+            if node.op not in approximates or node.attrs.get("approx") != "":
+                return None
+            return b.add(
+                Node(node.op, tuple(v.id for v in operands), node.attrs.set(approx="poly"),
+                     node.types, node.loc)
+            )  # fmt: skip
+
+        return transform(graph, visit)
