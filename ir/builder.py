@@ -176,9 +176,7 @@ class Builder:
             self.loc = outer
 
     def finish(self, outputs: Iterable[Value]) -> Graph:
-        return Graph(
-            tuple(self.inputs), tuple(self.nodes), tuple(v.id for v in outputs), self.name
-        )
+        return Graph(tuple(self.inputs), tuple(self.nodes), tuple(v.id for v in outputs), self.name)
 
 
 @dataclass

@@ -6,7 +6,6 @@ through `bounds`, so that they run unchanged on ints and on symbols.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -82,6 +81,15 @@ Dim: TypeAlias = int | SymDim
 def symbol(name: str, low: int = 1, high: int = INFINITY) -> Dim:
     """A dimension that is the size called `name`, within [low, high]."""
     return low if low == high else SymDim((((Symbol(name, low, high),), 1),))
+
+
+def as_symbol(dim: Dim) -> Symbol | None:
+    """The symbol that a dimension consists of, None for any other dimension."""
+    if isinstance(dim, SymDim) and len(dim.terms) == 1:
+        monomial, coefficient = dim.terms[0]
+        if coefficient == 1 and len(monomial) == 1 and isinstance(monomial[0], Symbol):
+            return monomial[0]
+    return None
 
 
 def _terms(dim: Dim) -> tuple[tuple[Monomial, int], ...]:
@@ -166,12 +174,12 @@ def bounds(dim: Dim) -> tuple[int, int]:
         return dim, dim
     low = high = 0
     for monomial, coefficient in dim.terms:
-        ranges = [_atom_bounds(a) for a in monomial]
-        least = math.prod(r[0] for r in ranges)
-        most = min(math.prod(r[1] for r in ranges), INFINITY)
-        ends = sorted((coefficient * least, coefficient * most))
+        ends = (coefficient, coefficient)
+        for atom in monomial:
+            products = [a * b for a in ends for b in _atom_bounds(atom)]
+            ends = min(products), max(products)
         low, high = low + ends[0], high + ends[1]
-    return low, min(high, INFINITY)
+    return max(low, -INFINITY), min(high, INFINITY)
 
 
 def _atom_bounds(atom: Atom) -> tuple[int, int]:

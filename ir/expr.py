@@ -338,7 +338,10 @@ def _sigmoid(x: Any) -> Any:
 
 
 def _trunc_div(a: Any, b: Any) -> Any:
-    return np.trunc(a / b).astype(a.dtype) if a.dtype.kind == "f" else np.fix(a / b).astype(a.dtype)
+    if a.dtype.kind == "f":
+        return np.trunc(a / b)
+    floor = a // b
+    return floor + ((a - floor * b != 0) & ((a < 0) != (b < 0))).astype(floor.dtype)
 
 
 # The scalar functions and their meaning in numpy; each takes and gives arrays of one dtype,

@@ -30,10 +30,11 @@ def evaluate(
     """The whole result array (row-major, logical shape) of `compute` on numpy operands."""
     sizes = sizes or {}
     extents = [dims.evaluate(a.extent, sizes) for a in compute.axes]
+    rank = len(extents)
     grid = {
-        axis: np.arange(n, dtype=np.int64).reshape([-1 if k == d else 1 for k in range(len(extents))])
+        axis: np.arange(n, dtype=np.int64).reshape([-1 if k == d else 1 for k in range(rank)])
         for d, (axis, n) in enumerate(zip(compute.axes, extents, strict=True))
-    }  # fmt: skip
+    }
     with np.errstate(all="ignore"):
         value = _eval(compute.body, grid, operands, sizes)
     return np.ascontiguousarray(np.broadcast_to(value, extents)).astype(compute.body.dtype.numpy)
@@ -97,9 +98,7 @@ def _reduce(
         shape[rank + d] = n
         inner[axis] = np.arange(n, dtype=np.int64).reshape(shape)
     body = _eval(node.body, inner, operands, sizes)
-    full = np.broadcast_to(
-        body, np.broadcast_shapes(np.shape(body), (1,) * rank + tuple(extents))
-    )
+    full = np.broadcast_to(body, np.broadcast_shapes(np.shape(body), (1,) * rank + tuple(extents)))
     over = tuple(range(rank, rank + count))
     start = identity(node.kind, node.dtype)
     return _REDUCERS[node.kind].reduce(full, axis=over, initial=start).astype(node.dtype.numpy)

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from plait.ir.dims import SymDim
+from plait.ir.dims import SymDim, symbols_of
 from plait.ir.types import DType, TensorType, from_numpy
 
 
@@ -38,7 +38,7 @@ class Blob:
         """SHA-256 of dtype, shape and the bytes in row-major order."""
         if not self._digest:
             h = hashlib.sha256(f"{self.array.dtype}{self.array.shape}".encode())
-            h.update(np.ascontiguousarray(self.array).reshape(-1).view(np.uint8))
+            h.update(np.ascontiguousarray(self.array).data)
             self._digest = h.hexdigest()
         return self._digest
 
@@ -58,7 +58,7 @@ class Blob:
 
 
 Attr: TypeAlias = (
-    "int | float | bool | str | None | DType | SymDim | Blob | Graph | tuple[Attr, ...]"
+    "int | float | bool | str | DType | SymDim | Blob | Graph | tuple[Attr, ...] | None"
 )
 
 
@@ -83,8 +83,7 @@ class Attrs(Mapping[str, Any]):
 
     def __hash__(self) -> int:
         if self._hash is None:
-            self._hash = hash(tuple((k, repr(v)) if isinstance(v, float) else (k, v)
-                                    for k, v in self._items.items()))  # fmt: skip
+            self._hash = hash(tuple((k, _hashable(v)) for k, v in self._items.items()))
         return self._hash
 
     def __eq__(self, other: object) -> bool:
@@ -108,6 +107,13 @@ def freeze(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     return value
+
+
+def _hashable(value: Any) -> Any:
+    """A stand-in that is equal for equal attributes: NaN has no hash of its own."""
+    if isinstance(value, tuple):
+        return tuple(map(_hashable, value))
+    return repr(value) if isinstance(value, float) else value
 
 
 def same_attr(a: Any, b: Any) -> bool:
@@ -221,7 +227,8 @@ def _digest(graph: Graph) -> str:
         head = _sha(node.op, show_attrs(node.attrs, stable=True), *operands)
         hashes += [_sha(head, str(r), str(ty)) for r, ty in enumerate(node.types)]
     types = [str(i.type) for i in graph.inputs]
-    return _sha("graph", *types, "->", *(hashes[v] for v in graph.outputs))
+    ranges = sorted(map(repr, symbols_of(d for i in graph.inputs for d in i.type.shape).values()))
+    return _sha("graph", *ranges, *types, "->", *(hashes[v] for v in graph.outputs))
 
 
 def _sha(*parts: str) -> str:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from plait.ir import op as ops
-from plait.ir.dims import SymDim, evaluate
+from plait.ir.dims import SymDim, as_symbol, evaluate, symbols_of
 from plait.ir.errors import InputMismatch, PlaitError
-from plait.ir.graph import Attrs, Graph, Node
+from plait.ir.graph import Attrs, Graph, Input, Node
 from plait.ir.types import TensorType
 
 Observer = Callable[[Node, tuple[Any, ...]], None]
@@ -70,8 +70,9 @@ def bind_sizes(graph: Graph, inputs: Sequence[Any]) -> dict[str, int]:
         raise InputMismatch(name=graph.name, expected=f"{len(graph.inputs)} inputs",
                             got=len(inputs))  # fmt: skip
     sizes: dict[str, int] = {}
-    for k, (want, array) in enumerate(zip(graph.inputs, inputs, strict=True)):
-        bind_one(want.type, want.name or f"input {k}", np.asarray(array), sizes)
+    for _ in range(2):  # the second time checks sizes computed from symbols bound later
+        for k, (want, array) in enumerate(zip(graph.inputs, inputs, strict=True)):
+            bind_one(want.type, want.name or f"input {k}", np.asarray(array), sizes)
     return sizes
 
 
@@ -82,13 +83,13 @@ def bind_one(want: TensorType, name: str, array: Any, sizes: dict[str, int]) -> 
     if array.dtype != want.dtype.numpy or array.ndim != want.rank:
         raise InputMismatch(name=name, expected=expected, got=got)
     for dim, n in zip(want.shape, array.shape, strict=True):
-        if isinstance(dim, SymDim) and len(dim.terms) == 1 and len(dim.terms[0][0]) == 1:
-            atom = dim.terms[0][0][0]
-            if dim.terms[0][1] == 1 and hasattr(atom, "low"):
-                if not atom.low <= n <= atom.high or sizes.setdefault(atom.name, n) != n:
-                    raise InputMismatch(name=name, expected=expected, got=got)
-                continue
-        if isinstance(dim, int) and dim != n:
+        plain = as_symbol(dim)
+        if plain is not None:
+            fits = plain.low <= n <= plain.high and sizes.setdefault(plain.name, n) == n
+        else:
+            known = symbols_of([dim]).keys() <= sizes.keys()
+            fits = not known or evaluate(dim, sizes) == n
+        if not fits:
             raise InputMismatch(name=name, expected=expected, got=got)
 
 
@@ -96,10 +97,25 @@ def _bind_type(type: TensorType, sizes: dict[str, int]) -> TensorType:
     return TensorType(type.dtype, tuple(evaluate(d, sizes) for d in type.shape), type.layout)
 
 
+def bind_graph(graph: Graph, sizes: dict[str, int]) -> Graph:
+    """A copy of a graph with every symbol replaced by its size."""
+    inputs = tuple(Input(_bind_type(i.type, sizes), i.name) for i in graph.inputs)
+    nodes = tuple(
+        Node(
+            n.op, n.operands, _bind_attrs(n.attrs, sizes),
+            tuple(_bind_type(ty, sizes) for ty in n.types), n.loc,
+        )
+        for n in graph.nodes
+    )  # fmt: skip
+    return Graph(inputs, nodes, graph.outputs, graph.name)
+
+
 def _bind_attrs(attrs: Attrs, sizes: dict[str, int]) -> Attrs:
     def bind(value: Any) -> Any:
         if isinstance(value, SymDim):
             return evaluate(value, sizes)
+        if isinstance(value, Graph):
+            return bind_graph(value, sizes)
         return tuple(bind(v) for v in value) if isinstance(value, tuple) else value
 
     return Attrs({k: bind(v) for k, v in attrs.items()})

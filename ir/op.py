@@ -11,15 +11,16 @@ import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
+from plait.ir.dims import bounds
 from plait.ir.errors import TypeRuleError, UnknownName
 from plait.ir.expr import Compute
 from plait.ir.graph import Attrs
 from plait.ir.types import TensorType
 
 if TYPE_CHECKING:
-    from plait.ir.builder import Builder, Value
+    from plait.ir.builder import Value
 
 REQUIRED = object()
 
@@ -92,8 +93,16 @@ class Op:
     def result_types(self, attrs: Attrs, types: tuple[TensorType, ...]) -> tuple[TensorType, ...]:
         """Types of the results; raises `TypeRuleError` when the operands do not fit."""
         self._check_arity(len(types))
-        found = self.infer(self.call(attrs, types))
-        return found if isinstance(found, tuple) else (found,)
+        try:
+            found = self.infer(self.call(attrs, types))
+        except (AttributeError, IndexError, TypeError, ValueError) as error:
+            # A rule may trip over an attribute of the wrong kind: that is a refusal too.
+            raise TypeRuleError(f"attributes {attrs} do not fit: {error}", op=self.name) from error
+        results = found if isinstance(found, tuple) else (found,)
+        for size in (d for ty in results for d in ty.shape):
+            if bounds(size)[1] < 0:
+                raise TypeRuleError(f"the result would have the size {size}", op=self.name)
+        return results
 
     def _check_arity(self, count: int) -> None:
         variadic = any(o.startswith("*") for o in self.operands)
@@ -114,6 +123,7 @@ class Op:
 OPS: dict[str, Op] = {}
 Importer: TypeAlias = Callable[..., Any]
 CAPTURES: dict[str, Importer] = {}
+F = TypeVar("F", bound=Importer)
 
 
 def register(op: Op) -> Op:
@@ -123,14 +133,14 @@ def register(op: Op) -> Op:
     return op
 
 
-def captures(*targets: str) -> Callable[[Importer], Importer]:
+def captures(*targets: str) -> Callable[[F], F]:
     """Register `(cx, *args, **kwargs)` as the importer of ATen overloads.
 
     Tensor arguments arrive as builder values, dtypes as `DType`, all else as Python values;
     `cx` is the `Capture` of `plait.ir.builder`.
     """
 
-    def add(importer: Importer) -> Importer:
+    def add(importer: F) -> F:
         for target in targets:
             if target in CAPTURES:
                 raise ValueError(f"torch target {target!r} is captured twice")

@@ -41,7 +41,7 @@ class Parser:
         found = _TOKEN.match(self.text, self.at)
         if not found or not found.lastgroup:
             if self.text[self.at :].strip():
-                raise self.error(f"unexpected character {self.text[self.at:].strip()[0]!r}")
+                raise self.error(f"unexpected character {self.text[self.at :].strip()[0]!r}")
             return "", ""
         return found.lastgroup, found.group(found.lastgroup)
 
@@ -87,7 +87,8 @@ class Parser:
     def graph(self) -> Graph:
         self.take("graph")
         self.take("@")
-        name = self.take(kind="name")
+        quoted = self.peek()[0] == "string"
+        name = json.loads(self.take()) if quoted else self.take(kind="name")
         self.take("(")
         numbers: dict[str, int] = {}
         inputs = self.listed(")", lambda: self.input(numbers))
@@ -228,15 +229,15 @@ class Parser:
         if text in bracketed:
             self.take()
             self.take("<")
-            value = bracketed[text]()
+            inside = bracketed[text]()
             self.take(">")
-            return value
+            return inside
         if self.accept("float"):
             self.take("(")
             sign = "-" if self.accept("-") else ""
-            value = float(sign + self.take(kind="name"))
+            number = float(sign + self.take(kind="name"))
             self.take(")")
-            return value
+            return number
         raise self.error(f"expected an attribute value, found {text or 'the end'!r}")
 
     def dense(self) -> Blob:

@@ -14,6 +14,7 @@ place; larger ones as `blob<type, "name", digest>`, resolved on parsing from a g
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -25,6 +26,7 @@ from plait.ir.types import DType, TensorType
 
 INLINE_ELEMENTS = 16
 INDENT = "  "
+_PLAIN_NAME = re.compile(r"[A-Za-z_][\w.]*")
 
 
 def show_type(type: TensorType) -> str:
@@ -76,7 +78,7 @@ def _show_blob(blob: Blob, stable: bool) -> str:
         name = "" if stable else json.dumps(blob.name)
         return f"blob<{ty}, {name or json.dumps('')}, {blob.digest}>"
     flat = blob.array.reshape(-1)
-    if flat.dtype.kind == "f" and np.isnan(flat).any() or flat.dtype.kind == "c":
+    if flat.dtype.kind == "c" or (flat.dtype.kind == "f" and np.isnan(flat).any()):
         return f"dense<{ty}: hex {flat.tobytes().hex()}>"
     items = ", ".join(_show_number(v) for v in flat.tolist())
     return f"dense<{ty}: {items}>"
@@ -99,9 +101,11 @@ def _show_graph(graph: Graph, indent: str) -> str:
         f"%{k}{' ' + json.dumps(i.name) if i.name else ''}: {show_type(i.type)}"
         for k, i in enumerate(graph.inputs)
     )
-    lines = [f"graph @{graph.name}({inputs}) {{"]
-    lines += [f"{indent}{INDENT}{show_node(graph, k, indent + INDENT)}" for k in range(len(graph.nodes))]
-    lines.append(f"{indent}{INDENT}return {', '.join(f'%{v}' for v in graph.outputs)}".rstrip())
+    name = graph.name if _PLAIN_NAME.fullmatch(graph.name) else json.dumps(graph.name)
+    lines = [f"graph @{name}({inputs}) {{"]
+    inner = indent + INDENT
+    lines += [inner + show_node(graph, k, inner) for k in range(len(graph.nodes))]
+    lines.append(f"{inner}return {', '.join(f'%{v}' for v in graph.outputs)}".rstrip())
     lines.append(indent + "}")
     return "\n".join(lines)
 
@@ -169,5 +173,3 @@ def parse_graph(text: str, arrays: Mapping[str, Any] | None = None) -> Graph:
     from plait.ir.parse import Parser
 
     return Parser(text, arrays or {}).file()
-
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ class DType:
     bits: int
 
     @property
-    def numpy(self) -> np.dtype:  # type: ignore[type-arg]
+    def numpy(self) -> np.dtype[Any]:
         """The numpy dtype; bf16, which numpy lacks, is carried as its raw 16 bits."""
         return np.dtype(_NUMPY.get(self.name, self.name))
 
@@ -47,13 +48,12 @@ bool_ = DType("bool", "b", 8)
 c64, c128 = DType("complex64", "c", 64), DType("complex128", "c", 128)
 
 DTYPES: dict[str, DType] = {
-    t.name: t
-    for t in (f64, f32, f16, bf16, i64, i32, i16, i8, u64, u32, u16, u8, bool_, c64, c128)
+    t.name: t for t in (f64, f32, f16, bf16, i64, i32, i16, i8, u64, u32, u16, u8, bool_, c64, c128)
 }
 _NUMPY = {"bfloat16": "uint16"}
 
 
-def from_numpy(dtype: np.dtype) -> DType:  # type: ignore[type-arg]
+def from_numpy(dtype: np.dtype[Any]) -> DType:
     """The element type of a numpy array."""
     return DTYPES[dtype.name]
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from plait.ir import op as ops
 from plait.ir.errors import PlaitError, VerifyError
 from plait.ir.graph import Graph, Node
+from plait.ir.op import Op
 from plait.ir.text import show_around, show_type
+from plait.ir.types import TensorType
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,14 @@ def verify(graph: Graph, stage: str = "any") -> None:
     """Raise `VerifyError` at the first node that breaks an invariant or the stage's contract.
 
     Invariants: operands come before their users; attributes are those of the op record; result
-    types follow from the type rule (layouts may differ); a kernel's body holds them too.
+    types follow from the type rule (layouts may differ, except where the op states them); a
+    layout permutes its dimensions; a kernel's body holds these too.
     """
     contract = STAGES[stage]
+    for number, given in enumerate(graph.inputs):
+        if not _is_layout(given.type):
+            where = f"input %{number} of graph {graph.name}"
+            raise VerifyError(_bad_layout(given.type), where=where)
     for k in range(len(graph.nodes)):
         _verify_node(graph, k)
         reason = contract.allows(graph.nodes[k])
@@ -97,13 +104,37 @@ def _verify_node(graph: Graph, k: int) -> None:
         raise
     except PlaitError as error:
         raise fail(graph, k, str(error)) from error
-    logical = [ty.with_layout(None) for ty in expected]
-    if logical != [ty.with_layout(None) for ty in node.types]:
+    for ty in node.types:
+        if not _is_layout(ty):
+            raise fail(graph, k, _bad_layout(ty))
+    if not _agree(record, expected, node.types):
         want = ", ".join(map(show_type, expected))
         got = ", ".join(map(show_type, node.types))
         raise fail(graph, k, f"has type {got}, its type rule gives {want}")
-    for ty in node.types:
-        if sorted(ty.order) != list(range(ty.rank)):
-            raise fail(graph, k, f"layout {ty.layout} does not permute {ty.rank} dimensions")
     if node.op == "kernel":
-        verify(node.attrs["body"])
+        try:
+            verify(node.attrs["body"])
+        except VerifyError as error:
+            inner = f"in the kernel's body: {error}"
+            raise _with_notes(fail(graph, k, inner), error) from error
+
+
+def _with_notes(error: VerifyError, inner: VerifyError) -> VerifyError:
+    for note in getattr(inner, "__notes__", ()):
+        error.add_note(note)
+    return error
+
+
+def _agree(record: Op, want: tuple[TensorType, ...], got: tuple[TensorType, ...]) -> bool:
+    """Whether result types are as the type rule gives them; few ops choose the layout."""
+    if record.traits & {"kernel", "layout"}:
+        return want == got
+    return [ty.with_layout(None) for ty in want] == [ty.with_layout(None) for ty in got]
+
+
+def _is_layout(ty: TensorType) -> bool:
+    return sorted(ty.order) == list(range(ty.rank))
+
+
+def _bad_layout(ty: TensorType) -> str:
+    return f"layout {ty.layout} does not permute {ty.rank} dimensions"

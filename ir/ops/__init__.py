@@ -1,1 +1,1 @@
-"""Op families.  Every module here registers its ops when it is imported (`plait.ir.op.load_all`)."""
+"""Op families; every module here registers its ops when it is imported."""

@@ -19,12 +19,15 @@ from plait.ir.types import TensorType
 def _infer(c: Call) -> TensorType:
     q, k, v = c.types[:3]
     c.require(q.rank == k.rank == v.rank and q.rank >= 3, "q, k, v need equal ranks of 3 or more")
+    c.require(q.dtype == k.dtype == v.dtype, "q, k and v differ in dtype")
+    c.require(q.dtype.is_float, f"dtype {q.dtype} is not a float")
+    c.require(q.shape[:-3] == k.shape[:-3] == v.shape[:-3], "batch dimensions differ")
     c.require(equal(q.shape[-1], k.shape[-1]), "q and k differ in their last dimension")
     c.require(equal(k.shape[-2], v.shape[-2]), "k and v differ in length")
     heads, shared = q.shape[-3], k.shape[-3]
     c.require(equal(shared, v.shape[-3]), "k and v differ in heads")
     divides = equal(heads, shared) or (
-        isinstance(heads, int) and isinstance(shared, int) and heads % shared == 0
+        isinstance(heads, int) and isinstance(shared, int) and shared > 0 and heads % shared == 0
     )
     c.require(divides, f"{heads} query heads are no multiple of {shared} key heads")
     if len(c.types) == 4:
@@ -51,7 +54,7 @@ def _reference(c: Call, q: Any, k: Any, v: Any, mask: Any = None) -> Any:
         scores = np.where(mask, scores, -np.inf) if mask.dtype == bool else scores + mask
     with np.errstate(all="ignore"):
         top = scores.max(axis=-1, keepdims=True, initial=-np.inf)
-        powers = np.exp(scores - np.where(np.isinf(top), 0, top))
+        powers = np.exp(scores - np.where(top == -np.inf, 0, top))
         total = powers.sum(axis=-1, keepdims=True)
         weights = np.where(total == 0, 0, powers / total)
     return (weights @ wide_v).astype(q.dtype)
@@ -78,7 +81,8 @@ def _decompose(b: Builder, c: Call, q: Value, k: Value, v: Value, mask: Value | 
     if c.causal:
         shape = scores.shape[-2:]
         rows = b.emit("iota", shape=shape, axis=0)
-        scores = b.emit("select", b.emit("ge", rows, b.emit("iota", shape=shape, axis=1)), scores, low)
+        seen = b.emit("ge", rows, b.emit("iota", shape=shape, axis=1))
+        scores = b.emit("select", seen, scores, low)
     if mask is not None:
         boolean = mask.dtype == t.bool_
         scores = b.emit("select", mask, scores, low) if boolean else scores + mask

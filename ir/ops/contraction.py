@@ -12,7 +12,7 @@ from plait.ir.builder import Builder, Capture, Value
 from plait.ir.dims import Dim, equal
 from plait.ir.expr import Compute, Expr
 from plait.ir.op import REQUIRED, Call, Op, captures, register
-from plait.ir.ops.shapes import load
+from plait.ir.ops.shapes import load, pad_or_crop, widen
 from plait.ir.types import TensorType
 
 
@@ -27,12 +27,16 @@ def _dot_infer(c: Call) -> TensorType:
     for name in ("batch", "contract"):
         left, right = c.attrs[f"lhs_{name}"], c.attrs[f"rhs_{name}"]
         c.require(len(left) == len(right), f"{name} dimensions {left} and {right} differ in number")
+        fits = all(0 <= a < lhs.rank for a in left) and all(0 <= a < rhs.rank for a in right)
+        c.require(fits, f"{name} dimensions {left} and {right} do not fit {lhs} and {rhs}")
         for a, b in zip(left, right, strict=True):
             c.require(
                 equal(lhs.shape[a], rhs.shape[b]),
                 f"{name} dimension {a} of lhs has size {lhs.shape[a]}, "
                 f"dimension {b} of rhs {rhs.shape[b]}",
             )
+    for used in ((*c.lhs_batch, *c.lhs_contract), (*c.rhs_batch, *c.rhs_contract)):
+        c.require(len(set(used)) == len(used), f"dimensions {used} occur twice")
     shape = [lhs.shape[d] for d in c.lhs_batch]
     shape += [lhs.shape[d] for d in free_dims(lhs.rank, c.lhs_batch, c.lhs_contract)]
     shape += [rhs.shape[d] for d in free_dims(rhs.rank, c.rhs_batch, c.rhs_contract)]
@@ -72,8 +76,7 @@ def _dot_reference(c: Call, lhs: Any, rhs: Any) -> Any:
             out.append(names[d])
     spec = "".join(left[d] for d in range(lhs.ndim)) + ","
     spec += "".join(right[d] for d in range(rhs.ndim)) + "->" + "".join(out)
-    wide = np.float64 if lhs.dtype == np.float32 else lhs.dtype
-    return np.einsum(spec, lhs.astype(wide), rhs.astype(wide), optimize=True).astype(lhs.dtype)
+    return np.einsum(spec, widen(lhs), widen(rhs), optimize=True).astype(lhs.dtype)
 
 
 register(
@@ -125,6 +128,12 @@ def window_size(n: Dim, low: int, high: int, window: int, stride: int, dilation:
     return (n + (low + high - span)) // stride + 1
 
 
+def require_window(c: Call, window: Sequence[int]) -> None:
+    """Windows, strides and dilations are at least 1."""
+    for name, values in (("window", window), ("stride", c.stride), ("dilation", c.dilation)):
+        c.require(all(n >= 1 for n in values), f"{name} {tuple(values)} is not positive")
+
+
 def _conv_infer(c: Call) -> TensorType:
     x, w = c.types
     rank = x.rank - 2
@@ -132,6 +141,8 @@ def _conv_infer(c: Call) -> TensorType:
     c.require(rank >= 1 and w.rank == x.rank, f"ranks {x.rank} and {w.rank} do not fit")
     for name in ("stride", "low", "high", "dilation"):
         c.require(len(c.attrs[name]) == rank, f"{name} {c.attrs[name]} needs {rank} entries")
+    require_window(c, [n for n in w.shape[2:] if isinstance(n, int)])
+    c.require(c.groups >= 1, f"cannot form {c.groups} groups")
     c.require(
         equal(x.shape[1], w.shape[1] * c.groups),
         f"data has {x.shape[1]} channels, weights expect {w.shape[1]} in each of {c.groups} groups",
@@ -195,24 +206,20 @@ def _conv_compute(c: Call) -> Compute:
 def _conv_reference(c: Call, x: Any, w: Any) -> Any:
     """Sum over kernel positions of shifted slices, in float64."""
     rank = x.ndim - 2
-    wide = np.float64 if x.dtype == np.float32 else x.dtype
-    pads = [(0, 0), (0, 0), *zip(c.low, c.high, strict=True)]
-    padded = np.pad(x.astype(wide), [(max(a, 0), max(b, 0)) for a, b in pads])
+    padded = pad_or_crop(widen(x), (0, 0, *c.low), (0, 0, *c.high), 0)
     n, oc = x.shape[0], w.shape[0]
-    out_shape = [
-        (padded.shape[2 + d] - c.dilation[d] * (w.shape[2 + d] - 1) - 1) // c.stride[d] + 1
-        for d in range(rank)
-    ]
+    out_shape = _conv_infer(c).static("reference")[2:]
     grouped = padded.reshape(n, c.groups, w.shape[1], *padded.shape[2:])
-    weights = w.astype(wide).reshape(c.groups, oc // c.groups, *w.shape[1:])
-    out = np.zeros((n, c.groups, oc // c.groups, *out_shape), wide)
+    weights = widen(w).reshape(c.groups, oc // c.groups, *w.shape[1:])
+    out = np.zeros((n, c.groups, oc // c.groups, *out_shape), weights.dtype)
     for k in np.ndindex(*w.shape[2:]):
         cut = tuple(
             slice(k[d] * c.dilation[d], k[d] * c.dilation[d] + (out_shape[d] - 1) * c.stride[d] + 1,
                   c.stride[d])
             for d in range(rank)
         )  # fmt: skip
-        piece = grouped[(slice(None),) * 3 + cut].reshape(n, c.groups, w.shape[1], -1)
+        piece = grouped[(slice(None),) * 3 + cut]
+        piece = piece.reshape(*piece.shape[:3], int(np.prod(out_shape)))
         tap = weights[(slice(None),) * 3 + k]
         out += np.einsum("ngip,goi->ngop", piece, tap, optimize=True).reshape(out.shape)
     return out.reshape(n, oc, *out_shape).astype(x.dtype)

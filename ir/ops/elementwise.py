@@ -62,8 +62,8 @@ def elementwise(
     traits = {"elementwise"} | ({"commutative"} if commutative else set())
     record = register(
         OpRecord(name, operands, infer, run, compute, None, attrs or {}, frozenset(traits),
-                 precision, doc)  # fmt: skip
-    )
+                 precision, doc)
+    )  # fmt: skip
     if torch:
         captures(*torch)(_importer(name, len(operands)))
     return record
@@ -73,9 +73,7 @@ def pointwise(c: Call, result: TensorType, scalar: ScalarRule) -> Compute:
     """The compute definition of an elementwise op."""
     space = e.axes(*result.shape)
     at = [e.index(a) for a in space]
-    return Compute(
-        space, scalar(c, *(broadcast_load(k, ty, at) for k, ty in enumerate(c.types)))
-    )
+    return Compute(space, scalar(c, *(broadcast_load(k, ty, at) for k, ty in enumerate(c.types))))
 
 
 def _importer(name: str, arity: int) -> Callable[..., Value]:
@@ -172,13 +170,10 @@ for _name, _torch in (
     _scalar, _ref = _fn(_name)
     elementwise(_name, ("a", "b"), _scalar, _ref, doc=f"Bitwise {_name}; logical on bool.",
                 accepts="iub", torch=_torch, commutative=True, precision="exact")  # fmt: skip
-for _name, _torch, _doc in (
-    ("shl", ("aten.bitwise_left_shift.Tensor", "aten.__lshift__.Tensor"), "a * 2**b"),
-    ("shr", ("aten.bitwise_right_shift.Tensor", "aten.__rshift__.Tensor"), "a >> b, arithmetic"),
-):
+for _name, _doc in (("shl", "a * 2**b"), ("shr", "a >> b, arithmetic")):
     _scalar, _ref = _fn(_name)
     elementwise(_name, ("a", "b"), _scalar, _ref, doc=f"{_doc}, for 0 <= b < bits.", accepts="iu",
-                torch=(), precision="exact")  # fmt: skip
+                precision="exact")  # fmt: skip
 _scalar, _ref = _fn("not")
 elementwise("not", ("x",), _scalar, _ref, doc="Bitwise complement; logical not on bool.",
             accepts="iub", torch=("aten.bitwise_not.default",), precision="exact")  # fmt: skip
@@ -190,7 +185,8 @@ for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
                 torch=(f"aten.{_name}.Tensor", f"aten.{_name}.Scalar"),
                 commutative=_name in ("eq", "ne"), precision="exact")  # fmt: skip
 
-elementwise("relu", ("x",), lambda c, x: e.maximum(x, 0), lambda c, x: np.maximum(x, x.dtype.type(0)),
+elementwise("relu", ("x",), lambda c, x: e.maximum(x, 0),
+            lambda c, x: np.maximum(x, x.dtype.type(0)),
             doc="max(x, 0); NaN stays NaN.", torch=("aten.relu.default",), accepts="fiu",
             precision="exact")  # fmt: skip
 
@@ -322,8 +318,8 @@ def _import_gelu(cx: Capture, x: Value, *, approximate: str = "none") -> Value:
     return cx.emit("gelu", x, form=approximate)
 
 
-@captures("aten.clamp.default", "aten.clamp.Tensor", "aten.hardtanh.default", "aten.clamp_min.default",
-          "aten.clamp_min.Tensor")  # fmt: skip
+@captures("aten.clamp.default", "aten.clamp.Tensor", "aten.hardtanh.default",
+          "aten.clamp_min.default", "aten.clamp_min.Tensor")  # fmt: skip
 def _clamp(cx: Capture, x: Value, low: Any = None, high: Any = None) -> Value:
     value = cx.tensor(x, cx.dtype)
     if low is not None:
@@ -383,7 +379,8 @@ def _to_copy(cx: Capture, x: Value, *_: Any, **__: Any) -> Value:
     return cx.b.cast(x, cx.dtype)
 
 
-@captures("aten.clone.default", "aten.alias.default", "aten.detach.default", "aten.contiguous.default",
-          "aten.lift_fresh_copy.default", "aten.lift_fresh.default", "aten.dropout.default")  # fmt: skip
+@captures("aten.clone.default", "aten.alias.default", "aten.detach.default",
+          "aten.contiguous.default", "aten.lift_fresh_copy.default", "aten.lift_fresh.default",
+          "aten.dropout.default")  # fmt: skip
 def _same(cx: Capture, x: Value, *_: Any, **__: Any) -> Value:
     return x

@@ -13,7 +13,7 @@ from plait.ir.builder import Capture, Value
 from plait.ir.dims import Dim, equal, product
 from plait.ir.expr import Compute, Expr
 from plait.ir.op import REQUIRED, Call, Op, captures, register
-from plait.ir.ops.shapes import broadcast_load, load, normalize_axis
+from plait.ir.ops.shapes import broadcast_load, load, normalize_axis, pad_or_crop
 from plait.ir.types import TensorType
 
 _MOVEMENT = frozenset({"movement"})
@@ -142,10 +142,12 @@ def _slice_infer(c: Call) -> TensorType:
     c.require(len(c.start) == len(c.step) == len(c.size) == x.rank, f"needs {x.rank} triples")
     for s, p, n, full in zip(c.start, c.step, c.size, x.shape, strict=True):
         c.require(p >= 1, f"step {p} is not positive")
-        ok = not isinstance(full, int) or not isinstance(n, int) or n == 0 or (
-            0 <= s and s + (n - 1) * p < full
-        )  # fmt: skip
-        c.require(ok, f"start {s}, step {p}, size {n} leave a dimension of {full}")
+        c.require(s >= 0, f"start {s} is negative")
+        free = not isinstance(full, int) or not isinstance(n, int) or n == 0
+        c.require(
+            free or s + (n - 1) * p < full,
+            f"start {s}, step {p}, size {n} leave a dimension of {full}",
+        )
     return TensorType(x.dtype, c.size)
 
 
@@ -199,16 +201,9 @@ def _pad_compute(c: Call) -> Compute:
     return Compute(space, element if inside is None else e.guard(inside, element, value))
 
 
-def _pad_reference(c: Call, x: Any, value: Any) -> Any:
-    wide = [(max(lo, 0), max(hi, 0)) for lo, hi in zip(c.low, c.high, strict=True)]
-    out = np.pad(x, wide, constant_values=value)
-    cut = tuple(slice(-min(lo, 0), n + min(hi, 0))
-                for lo, hi, n in zip(c.low, c.high, out.shape, strict=True))  # fmt: skip
-    return out[cut]
-
-
 register(
-    Op("pad", ("x", "value"), _pad_infer, _pad_reference, _pad_compute,
+    Op("pad", ("x", "value"), _pad_infer, lambda c, x, v: pad_or_crop(x, c.low, c.high, v),
+       _pad_compute,
        attrs={"low": REQUIRED, "high": REQUIRED}, traits=_MOVEMENT,
        doc="x with `low` elements of `value` before and `high` after; negative amounts crop.")
 )  # fmt: skip
@@ -216,6 +211,7 @@ register(
 
 def _concat_infer(c: Call) -> TensorType:
     first = c.types[0]
+    c.require(0 <= c.axis < first.rank, f"axis {c.axis} does not fit rank {first.rank}")
     total: Dim = 0
     for ty in c.types:
         c.require(ty.rank == first.rank and ty.dtype == first.dtype, "operands differ in kind")
@@ -253,6 +249,12 @@ register(
 )  # fmt: skip
 
 
+def _reverse_infer(c: Call) -> TensorType:
+    (x,) = c.types
+    c.require(all(0 <= a < x.rank for a in c.axes), f"axes {c.axes} do not fit rank {x.rank}")
+    return x.with_layout(None)
+
+
 def _reverse_compute(c: Call) -> Compute:
     (x,) = c.types
     space = e.axes(*x.shape)
@@ -264,7 +266,7 @@ def _reverse_compute(c: Call) -> Compute:
 
 
 register(
-    Op("reverse", ("x",), lambda c: c.types[0].with_layout(None),
+    Op("reverse", ("x",), _reverse_infer,
        lambda c, x: np.flip(x, c.axes), _reverse_compute,
        attrs={"axes": REQUIRED}, traits=_MOVEMENT, doc="x backwards along `axes`.")
 )  # fmt: skip

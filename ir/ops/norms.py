@@ -19,6 +19,8 @@ _COMPOSITE = frozenset({"composite"})
 
 def _same(c: Call) -> TensorType:
     c.require(c.types[0].dtype.is_float, f"dtype {c.types[0].dtype} is not a float")
+    for ty in c.types[1:]:
+        c.require(ty.dtype == c.types[0].dtype, f"dtypes {c.types[0].dtype} and {ty.dtype} differ")
     return c.types[0].with_layout(None)
 
 
@@ -30,7 +32,7 @@ def _softmax_infer(c: Call) -> TensorType:
 def _softmax_ref(c: Call, x: Any) -> Any:
     wide = x.astype(np.float64)
     with np.errstate(all="ignore"):
-        shifted = wide - wide.max(axis=c.axis, keepdims=True)
+        shifted = wide - wide.max(axis=c.axis, keepdims=True, initial=-np.inf)
         total = np.exp(shifted).sum(axis=c.axis, keepdims=True)
         out = shifted - np.log(total) if c.op.name == "log_softmax" else np.exp(shifted) / total
     return out.astype(x.dtype)
@@ -78,6 +80,7 @@ def _normalized(c: Call) -> tuple[int, ...]:
 
 def _layer_norm_infer(c: Call) -> TensorType:
     x = c.types[0]
+    c.require(1 <= c.dims <= x.rank, f"cannot normalise {c.dims} dimensions of rank {x.rank}")
     for ty in c.types[1:]:
         fits = ty.rank == c.dims and all(
             equal(a, b) for a, b in zip(ty.shape, x.shape[x.rank - c.dims :], strict=True)
@@ -101,7 +104,7 @@ def _apply_affine(x: Any, affine: Sequence[Any]) -> Any:
 def _layer_norm_decompose(b: Builder, c: Call, x: Value, *affine: Value) -> Value:
     var, center = variance(b, x, _normalized(c), 0, keepdims=True)
     out = (x - center) * b.emit("rsqrt", var + c.eps)
-    return _affine(b, out, *(affine + (None, None))[:2])
+    return _affine(b, out, *(*affine, None, None)[:2])
 
 
 register(
@@ -215,6 +218,8 @@ def _batch_norm(cx: Capture, x: Value, weight: Value | None, bias: Value | None,
 
 
 def _group_norm_infer(c: Call) -> TensorType:
+    c.require(c.types[0].rank >= 2, f"needs [N, C, *D], got rank {c.types[0].rank}")
+    c.require(c.groups >= 1, f"cannot form {c.groups} groups")
     channels = c.types[0].shape[1]
     c.require(not isinstance(channels, int) or channels % c.groups == 0,
               f"{channels} channels do not divide into {c.groups} groups")  # fmt: skip
@@ -235,7 +240,7 @@ def _group_norm_decompose(b: Builder, c: Call, x: Value, *affine: Value) -> Valu
     var, center = variance(b, grouped, tuple(range(2, grouped.rank)), 0, keepdims=True)
     out = b.reshape((grouped - center) * b.emit("rsqrt", var + c.eps), x.shape)
     shaped = [_channel(b, a, x.rank) for a in affine]
-    return _affine(b, out, *(shaped + [None, None])[:2])  # type: ignore[list-item]
+    return _affine(b, out, *(*shaped, None, None)[:2])
 
 
 register(

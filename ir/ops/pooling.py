@@ -11,9 +11,9 @@ from plait.ir import expr as e
 from plait.ir.builder import Capture, Value
 from plait.ir.expr import Compute, Expr
 from plait.ir.op import REQUIRED, Call, Op, captures, register
-from plait.ir.ops.contraction import all_of, spread, window_size, windowed_index
+from plait.ir.ops.contraction import all_of, require_window, spread, window_size, windowed_index
 from plait.ir.ops.reduction import mean
-from plait.ir.ops.shapes import load
+from plait.ir.ops.shapes import load, pad_or_crop, widen
 from plait.ir.types import TensorType
 
 
@@ -23,6 +23,7 @@ def _infer(c: Call) -> TensorType:
     c.require(rank >= 1, f"needs [N, C, *D], got rank {x.rank}")
     for name in ("window", "stride", "low", "high", "dilation"):
         c.require(len(c.attrs[name]) == rank, f"{name} {c.attrs[name]} needs {rank} entries")
+    require_window(c, c.window)
     spatial = tuple(
         window_size(x.shape[2 + d], c.low[d], c.high[d], c.window[d], c.stride[d], c.dilation[d])
         for d in range(rank)
@@ -57,21 +58,21 @@ def _compute(c: Call) -> Compute:
 
 def _reference(c: Call, x: Any) -> Any:
     kind = "max" if c.op.name == "max_pool" else "sum"
-    low = [(max(a, 0), max(b, 0)) for a, b in zip(c.low, c.high, strict=True)]
     fill = e.identity(kind, c.types[0].dtype)
-    padded = np.pad(x, [(0, 0), (0, 0), *low], constant_values=fill)
+    padded = pad_or_crop(x, (0, 0, *c.low), (0, 0, *c.high), fill)
     out_shape = _infer(c).static("reference")
     parts = []
     for k in np.ndindex(*c.window):
         cut = tuple(
-            slice(k[d] * c.dilation[d], k[d] * c.dilation[d] + (n - 1) * c.stride[d] + 1, c.stride[d])
-            for d, n in enumerate(out_shape[2:])
+            slice(begin, begin + (n - 1) * step + 1 if n else begin, step)
+            for begin, n, step in zip(np.multiply(k, c.dilation), out_shape[2:], c.stride,
+                                      strict=True)
         )  # fmt: skip
         parts.append(padded[(slice(None), slice(None), *cut)])
     stacked = np.stack(parts)
     if kind == "max":
         return stacked.max(axis=0)
-    return stacked.sum(axis=0, dtype=np.float64 if x.dtype == np.float32 else x.dtype).astype(x.dtype)
+    return widen(stacked).sum(axis=0).astype(x.dtype)
 
 
 for _name, _doc in (

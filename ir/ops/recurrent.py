@@ -16,6 +16,11 @@ from plait.ir.types import TensorType
 def _infer(c: Call) -> tuple[TensorType, TensorType, TensorType]:
     gates, h, cell, w = c.types
     c.require(gates.rank == 3, f"gates have rank {gates.rank}, expected [T, B, 4H]")
+    c.require(h.rank == 2, f"the state has rank {h.rank}, expected [B, H]")
+    c.require(all(ty.dtype == h.dtype for ty in c.types), "operands differ in dtype")
+    c.require(h.dtype.is_float, f"dtype {h.dtype} is not a float")
+    c.require(not equal(gates.shape[0], 0), "a sequence needs a step")
+    c.require(equal(gates.shape[1], h.shape[0]), "gates and state differ in batch")
     c.require(equal(gates.shape[2], 4 * h.shape[1]), "gates and state differ in width")
     c.require(w.shape == (4 * h.shape[1], h.shape[1]), f"recurrent weights have shape {w.shape}")
     c.require(h.shape == cell.shape, "hidden and cell state differ in shape")
@@ -82,7 +87,7 @@ def _lstm(cx: Capture, x: Value, state: Sequence[Value], params: Sequence[Value]
     """Each layer: one product for the input's share of all steps, then the recurrence."""
     directions = 2 if bidirectional else 1
     width = 4 if has_biases else 2
-    if train and dropout or len(params) != layers * directions * width:
+    if (train and dropout) or len(params) != layers * directions * width:
         raise NotImplementedError("lstm with dropout or projections")
     if any(n == 0 for n in x.type.static("lstm")):
         raise NotImplementedError("lstm on an empty tensor")

@@ -10,10 +10,10 @@ import numpy as np
 from plait.ir import expr as e
 from plait.ir import types as t
 from plait.ir.builder import Builder, Capture, Value
-from plait.ir.dims import Dim, product
+from plait.ir.dims import Dim, equal, product
 from plait.ir.expr import Compute
 from plait.ir.op import REQUIRED, Call, Op, captures, register
-from plait.ir.ops.shapes import load, normalize_axes, normalize_axis
+from plait.ir.ops.shapes import load, normalize_axes, normalize_axis, widen
 from plait.ir.types import DType, TensorType
 
 _NUMPY = {"sum": np.add, "prod": np.multiply, "max": np.maximum, "min": np.minimum}
@@ -46,10 +46,10 @@ def _compute(c: Call) -> Compute:
 
 def _reference(c: Call, x: Any) -> Any:
     kind = c.op.name.removeprefix("reduce_")
-    wide = x.astype(np.float64) if kind in ("sum", "prod") and x.dtype == np.float32 else x
+    wide = widen(x) if kind in ("sum", "prod") else x
     with np.errstate(all="ignore"):
         out = _NUMPY[kind].reduce(
-            wide, axis=tuple(c.axes), keepdims=c.keepdims, initial=e.identity(kind, c.types[0].dtype)
+            wide, axis=c.axes, keepdims=c.keepdims, initial=e.identity(kind, c.types[0].dtype)
         )
     return np.asarray(out).astype(x.dtype)
 
@@ -59,7 +59,8 @@ for _kind in ("sum", "prod", "max", "min"):
         Op(
             f"reduce_{_kind}", ("x",), _infer, _reference, _compute,
             attrs={"axes": REQUIRED, "keepdims": False},
-            traits=frozenset({"reduction"}), precision="sum" if _kind in ("sum", "prod") else "exact",
+            traits=frozenset({"reduction"}),
+            precision="sum" if _kind in ("sum", "prod") else "exact",
             doc=f"{_kind} of x over the dimensions `axes`; an empty one gives the neutral element. "
             "NaN propagates.",
         )
@@ -151,7 +152,8 @@ def _var_mean(cx: Capture, x: Value, dim: Any = None, *, correction: Any = 1, ke
 
 def _arg_infer(c: Call) -> TensorType:
     (x,) = c.types
-    c.require(0 <= c.axis < max(x.rank, 1), f"axis {c.axis} does not fit rank {x.rank}")
+    c.require(0 <= c.axis < x.rank, f"axis {c.axis} does not fit rank {x.rank}")
+    c.require(not equal(x.shape[c.axis], 0), "an empty dimension has no extreme element")
     shape = tuple(n for d, n in enumerate(x.shape) if d != c.axis)
     return TensorType(t.i64, shape)
 
@@ -167,9 +169,8 @@ def _arg_decompose(b: Builder, c: Call, x: Value) -> Value:
     hit = b.emit("eq", x, best)
     if x.dtype.is_float:
         hit = b.emit("or", hit, b.emit("isnan", x))
-    shape = [1] * x.rank
     count = x.shape[c.axis]
-    shape[c.axis] = count  # type: ignore[call-overload]
+    shape = [count if d == c.axis else 1 for d in range(x.rank)]
     places = b.reshape(b.emit("iota", shape=(count,), axis=0, dtype=t.i64), shape)
     far = b.scalar(2**62, t.i64)
     return reduce(b, "min", b.emit("select", hit, places, far), (c.axis,))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 from plait.ir import expr as e
 from plait.ir.builder import Value
@@ -59,6 +62,23 @@ def normalize_axes(axes: Sequence[int] | int | None, rank: int) -> tuple[int, ..
         return tuple(range(rank))
     chosen = [axes] if isinstance(axes, int) else list(axes)
     return tuple(sorted({normalize_axis(a, rank) for a in chosen}))
+
+
+def widen(x: Any) -> Any:
+    """Floats in float64, in which references accumulate; other arrays as they are."""
+    return x.astype(np.float64) if x.dtype.kind == "f" else x
+
+
+def pad_or_crop(x: Any, low: Sequence[int], high: Sequence[int], value: Any) -> Any:
+    """An array with `value` added before and after each dimension; negative amounts crop."""
+    amounts = list(zip(low, high, strict=True))
+    out = np.pad(x, [(max(lo, 0), max(hi, 0)) for lo, hi in amounts], constant_values=value)
+    return out[
+        tuple(
+            slice(-min(lo, 0), n + min(hi, 0))
+            for (lo, hi), n in zip(amounts, out.shape, strict=True)
+        )
+    ]
 
 
 def static(value: Value, stage: str) -> tuple[int, ...]:

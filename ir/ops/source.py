@@ -31,6 +31,11 @@ register(
 )  # fmt: skip
 
 
+def _iota_infer(c: Call) -> TensorType:
+    c.require(0 <= c.axis < len(c.shape), f"axis {c.axis} does not fit rank {len(c.shape)}")
+    return TensorType(c.dtype, c.shape)
+
+
 def _iota_compute(c: Call) -> Compute:
     space = e.axes(*c.shape)
     return Compute(space, e.index(space[c.axis]).cast(c.dtype))
@@ -43,7 +48,7 @@ def _iota_reference(c: Call) -> Any:
 
 
 register(
-    Op("iota", (), lambda c: TensorType(c.dtype, c.shape), _iota_reference, _iota_compute,
+    Op("iota", (), _iota_infer, _iota_reference, _iota_compute,
        attrs={"shape": REQUIRED, "axis": 0, "dtype": t.i64}, traits=frozenset({"source"}),
        doc="0, 1, 2, ... along `axis`.")
 )  # fmt: skip
@@ -53,6 +58,7 @@ def _take_infer(c: Call) -> TensorType:
     x, where = c.types
     c.require(where.dtype in (t.i64, t.i32), f"indices have dtype {where.dtype}")
     c.require(0 <= c.axis < x.rank, f"axis {c.axis} does not fit rank {x.rank}")
+    c.require(not equal(x.shape[c.axis], 0), "an empty dimension has no element to take")
     return TensorType(x.dtype, (*x.shape[: c.axis], *where.shape, *x.shape[c.axis + 1 :]))
 
 
@@ -75,7 +81,7 @@ def _take_compute(c: Call) -> Compute:
 def _take_reference(c: Call, x: Any, where: Any) -> Any:
     n = x.shape[c.axis]
     wrapped = np.where(where < 0, where + n, where)
-    return np.take(x, np.clip(wrapped, 0, max(n - 1, 0)), axis=c.axis)
+    return np.take(x, np.clip(wrapped, 0, n - 1), axis=c.axis)
 
 
 register(
@@ -89,6 +95,11 @@ register(
 def _gather_infer(c: Call) -> TensorType:
     x, where = c.types
     c.require(where.rank == x.rank, f"indices have rank {where.rank}, x {x.rank}")
+    c.require(0 <= c.axis < x.rank, f"axis {c.axis} does not fit rank {x.rank}")
+    c.require(not equal(x.shape[c.axis], 0), "an empty dimension has no element to take")
+    for d, (n, full) in enumerate(zip(where.shape, x.shape, strict=True)):
+        ok = d == c.axis or equal(n, full) or dims.bounds(n)[1] <= dims.bounds(full)[0]
+        c.require(ok, f"dimension {d} of the indices has size {n}, of x {full}")
     c.require(where.dtype in (t.i64, t.i32), f"indices have dtype {where.dtype}")
     return TensorType(x.dtype, where.shape)
 
@@ -104,7 +115,7 @@ def _gather_compute(c: Call) -> Compute:
 
 def _gather_reference(c: Call, x: Any, where: Any) -> Any:
     n = x.shape[c.axis]
-    wrapped = np.clip(np.where(where < 0, where + n, where), 0, max(n - 1, 0))
+    wrapped = np.clip(np.where(where < 0, where + n, where), 0, n - 1)
     cut = tuple(slice(None) if d == c.axis else slice(0, w) for d, w in enumerate(where.shape))
     return np.take_along_axis(x[cut], wrapped, axis=c.axis)
 
@@ -158,7 +169,8 @@ def _index(cx: Capture, x: Value, indices: Sequence[Value | None]) -> Value:
     assert flat is not None
     if flat.shape != shape:
         flat = cx.emit("broadcast_to", flat, shape=shape)
-    merged = cx.b.reshape(x, (*x.shape[: chosen[0]], dims.product(sizes), *x.shape[chosen[-1] + 1 :]))
+    shape = (*x.shape[: chosen[0]], dims.product(sizes), *x.shape[chosen[-1] + 1 :])
+    merged = cx.b.reshape(x, shape)
     return cx.emit("take", merged, flat, axis=chosen[0])
 
 
