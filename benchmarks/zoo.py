@@ -2,8 +2,7 @@
 
 ``ZOO["resnet18"]()`` builds a ``ZooEntry``: a module in eval mode that takes and returns plain
 tensors, and the arguments to call it with. Nothing is fetched: real weights come from installed
-packages (``zoo`` extra), all others are drawn from a fixed seed. Random networks get jittered affine
-parameters and batch-norm statistics measured on their own inputs, so that activations stay near
+packages, all others are drawn from a fixed seed. Random networks get jittered affine parameters and batch-norm statistics measured on their own inputs, so that activations stay near
 one and no denormal number slows a peer down.
 """
 
@@ -208,7 +207,10 @@ def package_folder(package: str) -> Path:
 def jitter_affine(model: nn.Module) -> None:
     """Move the affine parameters of every norm off one and zero, so that tests see them."""
     for module in model.modules():
-        if isinstance(module, nn.LayerNorm | nn.BatchNorm2d | nn.GroupNorm) and module.weight is not None:
+        if (
+            isinstance(module, nn.LayerNorm | nn.BatchNorm2d | nn.GroupNorm)
+            and module.weight is not None
+        ):
             nn.init.uniform_(module.weight, 0.7, 1.3)
             nn.init.normal_(module.bias, 0.0, 0.1)
 

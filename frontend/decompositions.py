@@ -1,0 +1,70 @@
+"""Which ATen operators torch takes apart for us, and which reach the importer whole.
+
+The table is torch's own (core ATen) less every operator that the IR has an importer for: the IR
+has them as ops or composites and lowers them better than their parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, Final
+
+import torch
+from torch._ops import OpOverload
+
+from plait.ir import op as ops
+
+# Whole even without an importer: recurrent layers unroll to thousands of nodes, and taking
+# attention apart fails on views of transposed tensors (pytorch/pytorch#136543).
+ALWAYS_WHOLE: Final = ("gru", "lstm", "rnn_relu", "rnn_tanh", "scaled_dot_product_attention")
+
+
+@cache
+def whole() -> frozenset[OpOverload]:
+    """The overloads that stay whole."""
+    ops.load_all()
+    found = set()
+    for target in ops.CAPTURES:
+        namespace, name, overload = target.split(".")
+        packet = getattr(getattr(torch.ops, namespace), name)
+        found.add(getattr(packet, overload))
+    for name in ALWAYS_WHOLE:
+        packet = getattr(torch.ops.aten, name)
+        found.update(getattr(packet, overload) for overload in packet.overloads())
+    return frozenset(found)
+
+
+@cache
+def _table() -> dict[Any, Callable[..., Any]]:
+    full = torch.export.default_decompositions()
+    return {op: rule for op, rule in full.items() if op not in whole()}
+
+
+def table() -> dict[Any, Callable[..., Any]]:
+    """A fresh copy of the decompositions to apply, for export and for AOTAutograd alike."""
+    return dict(_table())
+
+
+@cache
+def _kept_composites() -> dict[Any, Callable[..., Any]]:
+    from torch._export.utils import _collect_all_valid_cia_ops_for_aten_namespace
+
+    def keep(*_: Any, **__: Any) -> Any:
+        return NotImplemented
+
+    return {op: keep for op in _collect_all_valid_cia_ops_for_aten_namespace() if op in whole()}
+
+
+@contextmanager
+def keep_whole() -> Iterator[None]:
+    """Trace inside with composite operators (attention, linear, lstm, ...) left whole.
+
+    AOTAutograd takes them apart below the reach of a decomposition table, so their composite rule
+    is replaced while it traces. Only for graphs without gradients: the kept form has none.
+    """
+    from torch.export.exported_program import _override_composite_implicit_decomp
+
+    with _override_composite_implicit_decomp(_kept_composites()):
+        yield

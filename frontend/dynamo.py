@@ -1,0 +1,289 @@
+"""The ``torch.compile`` backend.
+
+``torch.compile(model, backend="plait", options={...})`` ends here: AOTAutograd makes the graph
+functional and, where gradients are needed, splits it into forward and backward; each graph becomes
+a `CompiledGraph`.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import SymInt, Tensor, fx
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.partitioners import min_cut_rematerialization_partition
+from torch._guards import TracingContext
+
+from plait.frontend import decompositions, native
+from plait.frontend import options as backend_options
+from plait.frontend.importer import Fallback, import_graph
+from plait.frontend.options import Options
+from plait.frontend.program import Compile, Program, interpreted
+from plait.frontend.tensors import blob_of, stride_order
+from plait.frontend.weights import Watch
+from plait.ir.errors import Unsupported, UnsupportedOp
+from plait.ir.logs import logger
+
+_log = logger(__name__)
+
+# Packing weights anew costs a compilation. After this many times they are inputs for good.
+MOST_REPACKS = 2
+# Variants of one graph: concrete sizes, or sets of weights that share the graph.
+MOST_VARIANTS = 64
+
+
+def plait(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    mode: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Callable[..., Any]:
+    """Compile a graph that Dynamo captured.
+
+    Raises `UnknownName` and `UsageError` for a bad mode or option.
+    """
+    settings = backend_options.resolve(mode, options)
+    grads = torch.is_grad_enabled() and any(
+        isinstance(x, Tensor) and x.requires_grad for x in example_inputs
+    )
+    backend = aot_autograd(
+        fw_compiler=partial(_compile, settings, "forward"),
+        bw_compiler=partial(_compile, settings, "backward"),
+        inference_compiler=partial(_compile, settings, "inference"),
+        decompositions=decompositions.table(),
+        partition_fn=min_cut_rematerialization_partition,
+    )
+    with nullcontext() if grads else decompositions.keep_whole():
+        compiled: Callable[..., Any] = backend(gm, example_inputs)
+    return compiled
+
+
+def _compile(
+    settings: Options, role: str, module: fx.GraphModule, _: Sequence[Any]
+) -> Callable[[list[Any]], Any]:
+    """What AOTAutograd calls with each graph: `role` is inference, forward or backward."""
+    graph = CompiledGraph(module, settings, role, _static_inputs(module, settings, role))
+    RECENT.append(graph)
+    del RECENT[:-_KEPT]
+
+    def run(args: list[Any]) -> Any:
+        taken = list(args)
+        args.clear()
+        return graph(taken)
+
+    run._boxed_call = True  # type: ignore[attr-defined]
+    return run
+
+
+def _static_inputs(module: fx.GraphModule, settings: Options, role: str) -> tuple[int, ...]:
+    """Positions of the placeholders that are parameters and buffers which the graph only reads."""
+    context = TracingContext.try_get()
+    meta = context.fw_metadata if context is not None else None
+    if role != "inference" or settings.freeze == "never" or meta is None:
+        return ()
+    count = sum(node.op == "placeholder" for node in module.graph.nodes)
+    if count != len(meta.input_info):
+        return ()
+    return tuple(k for k in meta.static_input_indices if not meta.input_info[k].mutates_data)
+
+
+@dataclass(frozen=True)
+class _Variant:
+    """The graph compiled for concrete sizes and strides, and maybe for concrete weights."""
+
+    program: Program
+    outputs: tuple[tuple[bool, Any], ...]
+    orders: tuple[tuple[int, tuple[int, ...] | None], ...]  # inputs: position, physical order
+    output_orders: Mapping[int, tuple[int, ...]]
+    watch: Watch | None
+
+
+class CompiledGraph:
+    """One FX graph as a callable on a list of tensors and sizes.
+
+    Compilation waits for the first call, when the values of parameters and the concrete sizes are
+    known; other sizes and other weights later give other variants of the same graph.
+    """
+
+    def __init__(
+        self, module: fx.GraphModule, settings: Options, role: str, static: tuple[int, ...]
+    ) -> None:
+        self.module = module
+        self.settings = settings
+        self.role = role
+        self.fallbacks: tuple[Fallback, ...] = ()
+        self.reason_eager = ""
+        self.repacks = 0
+        self._placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
+        self._static = static
+        self._sizes = _size_sources(self._placeholders)
+        self._variants: dict[Any, list[_Variant]] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def programs(self) -> list[Program]:
+        """The compiled variants."""
+        return [v.program for variants in self._variants.values() for v in variants]
+
+    def __call__(self, args: Sequence[Any]) -> tuple[Any, ...]:
+        if self.reason_eager:
+            return tuple(self.module(*args))
+        sizes = {name: _read_size(args, source) for name, source in self._sizes.items()}
+        weights = [args[k] for k in self._static]
+        key = self._key(args, sizes)
+        variant = self._find(key, weights)
+        if variant is None:
+            with self._lock:
+                variant = self._find(key, weights) or self._new(key, args, sizes, weights)
+            if variant is None:
+                return tuple(self.module(*args))
+        return _run(variant, args)
+
+    def _key(self, args: Sequence[Any], sizes: Mapping[str, int]) -> Any:
+        """What a variant is specialised to. Dynamo guards strides, but not of symbolic sizes."""
+        if not sizes:
+            return ()
+        strides = tuple(x.stride() for x in args if isinstance(x, Tensor))
+        return (*sizes.values(), strides)
+
+    def _find(self, key: Any, weights: Sequence[Tensor]) -> _Variant | None:
+        for variant in self._variants.get(key, ()):
+            if variant.watch is None:
+                return variant
+            if variant.watch.same_objects(weights):
+                if self.settings.freeze == "always" or variant.watch.unchanged(weights):
+                    return variant
+                return None
+        return None
+
+    def _new(
+        self, key: Any, args: Sequence[Any], sizes: Mapping[str, int], weights: Sequence[Tensor]
+    ) -> _Variant | None:
+        """Compile a variant; None when torch must run the graph, which is then remembered."""
+        stale = [
+            v for v in self._variants.get(key, ()) if v.watch and v.watch.same_objects(weights)
+        ]
+        if stale:
+            self.repacks += 1
+            self._variants[key] = [v for v in self._variants[key] if v not in stale]
+        if self.repacks > MOST_REPACKS:
+            _log.info("%s: weights keep changing, they are inputs from now on", self.role)
+            self._static, weights = (), ()
+            self._variants.clear()
+        if sum(map(len, self._variants.values())) >= MOST_VARIANTS:
+            self._variants.clear()
+        try:
+            variant = self._build(args, sizes, weights)
+        except Unsupported as error:
+            if self.settings.fallback == "error":
+                raise
+            self.reason_eager = str(error)
+            warnings.warn(f"plait runs a graph with torch's operators: {error}", stacklevel=2)
+            return None
+        self._variants.setdefault(key, []).append(variant)
+        return variant
+
+    def _build(
+        self, args: Sequence[Any], sizes: Mapping[str, int], weights: Sequence[Tensor]
+    ) -> _Variant:
+        names = [node.name for node in self._placeholders]
+        frozen = dict(zip(self._static, weights, strict=True))
+        frozen = {k: t for k, t in frozen.items() if t.dtype != torch.bfloat16}
+        orders = {
+            k: stride_order(x.shape, x.stride())
+            for k, x in enumerate(args)
+            if isinstance(x, Tensor) and k not in frozen
+        }
+        output_orders = _output_orders(self.module, sizes)
+        imported = import_graph(
+            self.module,
+            name=self.role,
+            constants={names[k]: blob_of(t, names[k]) for k, t in frozen.items()},
+            orders={names[k]: o for k, o in orders.items() if o is not None},
+            output_orders=output_orders,
+            sizes=sizes,
+        )
+        self.fallbacks = imported.fallbacks
+        if imported.fallbacks and self.settings.fallback == "error":
+            first = imported.fallbacks[0]
+            raise UnsupportedOp(first.target, first.loc)
+        program = Program(imported.graph, _compiler(self.settings))
+        watch = Watch(weights) if weights else None
+        permuted = tuple((k, None if o == tuple(range(len(o or ()))) else o)
+                         for k, o in orders.items())  # fmt: skip
+        return _Variant(program, imported.outputs, permuted, output_orders, watch)
+
+
+def _compiler(settings: Options) -> Compile:
+    return interpreted if settings.executor == "interpreter" else native.compiler(settings)
+
+
+def _run(variant: _Variant, args: Sequence[Any]) -> tuple[Any, ...]:
+    inputs = [args[k] if order is None else args[k].permute(order) for k, order in variant.orders]
+    tensors = variant.program(inputs)
+    results: list[Any] = []
+    for position, (is_tensor, value) in enumerate(variant.outputs):
+        order = variant.output_orders.get(position)
+        if not is_tensor:
+            results.append(value)
+        elif order is None:
+            results.append(tensors[value])
+        else:
+            inverse = sorted(range(len(order)), key=order.__getitem__)
+            results.append(tensors[value].permute(inverse))
+    return tuple(results)
+
+
+def _output_orders(module: fx.GraphModule, sizes: Mapping[str, int]) -> dict[int, tuple[int, ...]]:
+    """Physical orders of the outputs that eager would return dense but not row-major."""
+    (output,) = (n for n in module.graph.nodes if n.op == "output")
+    found: dict[int, tuple[int, ...]] = {}
+    for position, node in enumerate(output.args[0]):
+        value = node.meta.get("val") if isinstance(node, fx.Node) else None
+        if not isinstance(value, Tensor) or node.op == "placeholder":
+            continue
+        if any(isinstance(n, SymInt) for n in (*value.shape, *value.stride())):
+            continue
+        order = stride_order(value.shape, value.stride())
+        if order is not None and order != tuple(range(len(order))):
+            found[position] = order
+    return found
+
+
+_Source = tuple[int, int | None]
+
+
+def _size_sources(placeholders: Sequence[fx.Node]) -> dict[str, _Source]:
+    """Where to read each symbolic size: an argument that is it, or a dimension of one."""
+    found: dict[str, _Source] = {}
+
+    def note(size: Any, source: _Source) -> None:
+        if isinstance(size, SymInt) and size.node.expr.is_Symbol:
+            found.setdefault(size.node.expr.name, source)
+
+    values = [node.meta.get("val") for node in placeholders]
+    for k, value in enumerate(values):
+        note(value, (k, None))
+    for k, value in enumerate(values):
+        if isinstance(value, Tensor):
+            for d, size in enumerate(value.shape):
+                note(size, (k, d))
+    return found
+
+
+def _read_size(args: Sequence[Any], source: _Source) -> int:
+    position, dim = source
+    return int(args[position] if dim is None else args[position].shape[dim])
+
+
+# The graphs compiled last, newest at the end, for `plait explain` and for tests.
+RECENT: list[CompiledGraph] = []
+_KEPT = 64

@@ -1,0 +1,80 @@
+"""The options of ``torch.compile(backend="plait")``, validated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from plait.ir.errors import UnknownName, UsageError
+
+
+class Options(BaseModel):
+    """What a user may set with ``options={...}``; the fields are the documentation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    freeze: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="Treat parameters and buffers of an inference graph as constants, packed once. "
+        "auto: before every call their identity, version counters and a sample of their elements "
+        "are compared, and a change packs them anew. always: they are never looked at again. "
+        "never: they are read at every call. True and False mean always and never.",
+    )
+    fallback: Literal["allow", "error"] = Field(
+        "allow",
+        description="What to do with an operator that has no lowering: run torch's, or refuse.",
+    )
+    executor: Literal["native", "interpreter"] = Field(
+        "native",
+        description="Machine code, or the slow reference interpreter, to tell a wrong kernel from "
+        "a wrong graph.",
+    )
+    pipeline: str = Field("", description="The pass pipeline as text; empty for the default.")
+    threads: int | None = Field(None, ge=1, description="Threads of compiled code.")
+    tune: float = Field(
+        0.0, ge=0.0, description="Seconds to spend per graph on measuring candidate schedules."
+    )
+    verify_passes: bool = Field(
+        False, description="Interpret the graph before and after every pass and compare."
+    )
+
+    @field_validator("freeze", mode="before")
+    @classmethod
+    def _bool_as_word(cls, value: Any) -> Any:
+        return {True: "always", False: "never"}.get(value, value) if value in (0, 1) else value
+
+
+MODES: Final[Mapping[str, dict[str, Any]]] = {
+    "default": {},
+    "reduce-overhead": {},
+    "max-autotune": {"tune": 30.0},
+    "max-autotune-no-cudagraphs": {"tune": 30.0},
+}
+
+
+def resolve(mode: str | None, options: Mapping[str, Any] | None) -> Options:
+    """The options in force; every mode is short for options.
+
+    Raises `UnknownName`, which suggests the nearest name, and `UsageError` for a bad value.
+    """
+    if mode is not None and mode not in MODES:
+        raise UnknownName("mode", mode, list(MODES))
+    merged = {**MODES[mode or "default"], **(options or {})}
+    for name in merged:
+        if name not in Options.model_fields:
+            raise UnknownName("option", name, list(Options.model_fields))
+    try:
+        return Options.model_validate(merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UsageError(f"option {first['loc'][0]!r}: {first['msg']}") from None
+
+
+def list_options() -> dict[str, str]:
+    """Every option with its default and its meaning."""
+    return {
+        name: f"{info.description} (default {info.default!r})"
+        for name, info in Options.model_fields.items()
+    }

@@ -1,0 +1,122 @@
+"""Runs a captured graph on torch tensors: compiled segments, and torch's operators between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from plait.frontend.segments import HostCall, Segment, last_uses, split
+from plait.frontend.tensors import TO_TORCH
+from plait.ir.graph import Graph
+from plait.ir.interp import interpret
+from plait.ir.ops import aten
+from plait.ir.types import TensorType
+
+# Takes dense row-major tensors without autograd state; gives new dense row-major tensors.
+Run: TypeAlias = Callable[[Sequence[Tensor]], Sequence[Tensor]]
+Compile: TypeAlias = Callable[[Graph], Run]
+
+
+@dataclass(frozen=True)
+class _Step:
+    run: Run
+    operands: tuple[int, ...]
+    results: tuple[int, ...]
+    dead: tuple[int, ...]
+
+
+class Program:
+    """A graph ready to run. Calls are independent of each other and may overlap."""
+
+    def __init__(self, graph: Graph, compile_segment: Compile) -> None:
+        self.graph = graph
+        steps = split(graph)
+        self.segments = sum(isinstance(step, Segment) for step in steps)
+        self.host_calls = len(steps) - self.segments
+        self._constants = _host_constants(graph, steps)
+        dead = last_uses(steps, graph.outputs)
+        self._steps = [
+            _Step(
+                compile_segment(step.graph) if isinstance(step, Segment) else host_call(step),
+                step.operands,
+                step.results,
+                tuple(values),
+            )
+            for step, values in zip(steps, dead, strict=True)
+        ]
+        self._repeated = len(set(graph.outputs)) < len(graph.outputs)
+
+    def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Outputs for tensors of the graph's input types; an output never shares an input's memory
+        unless it is that input."""
+        env: dict[int, Tensor] = {k: dense(x) for k, x in enumerate(inputs)}
+        env.update(self._constants)
+        for step in self._steps:
+            results = step.run([env[v] for v in step.operands])
+            env.update(zip(step.results, results, strict=True))
+            for value in step.dead:
+                env.pop(value, None)
+        return [self._output(env, inputs, value) for value in self.graph.outputs]
+
+    def _output(self, env: dict[int, Tensor], inputs: Sequence[Tensor], value: int) -> Tensor:
+        if value < len(inputs):
+            return inputs[value]
+        return env[value].clone() if value in self._constants else env[value]
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """The tensor row-major, without gradient, lazy conjugation or negation."""
+    plain = tensor.detach() if tensor.requires_grad else tensor
+    if plain.is_conj() or plain.is_neg():
+        plain = plain.resolve_conj().resolve_neg()
+    return plain.contiguous()
+
+
+def _host_constants(graph: Graph, steps: Sequence[HostCall | Segment]) -> dict[int, Tensor]:
+    """The constants that host calls read or that are outputs, as tensors."""
+    needed = {v for step in steps if isinstance(step, HostCall) for v in step.operands}
+    needed.update(graph.outputs)
+    found: dict[int, Tensor] = {}
+    for value in needed:
+        node = graph.producer(value)
+        if node is not None and node.op == "constant":
+            found[value] = to_torch(node.attrs["value"].array, node.types[0])
+    return found
+
+
+def host_call(step: HostCall) -> Run:
+    """Torch's operator as a step."""
+    target, arguments = step.node.attrs["target"], step.node.attrs["arguments"]
+
+    def run(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        return [dense(t) for t in aten.call(target, arguments, tensors)]
+
+    return run
+
+
+def interpreted(graph: Graph) -> Run:
+    """A segment run by the reference interpreter."""
+
+    def run(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        arrays = interpret(graph, [to_numpy(t) for t in tensors])
+        return [to_torch(a, ty) for a, ty in zip(arrays, graph.output_types, strict=True)]
+
+    return run
+
+
+def to_numpy(tensor: Tensor) -> NDArray[Any]:
+    """A dense tensor's memory as an array; bfloat16 as its 16 bits."""
+    bits = tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor
+    array: NDArray[Any] = bits.numpy()
+    return array
+
+
+def to_torch(array: NDArray[Any], type: TensorType) -> Tensor:
+    """A new tensor with the array's elements."""
+    return torch.from_numpy(np.array(array, order="C")).view(TO_TORCH[type.dtype])
