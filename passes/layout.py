@@ -1,0 +1,126 @@
+"""Layouts: channels innermost around convolutions, and movement as views where it can be.
+
+Meaning is defined on logical shapes, so this pass only annotates types and adds `relayout`
+where a reader insists on an order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from plait.ir import op as ops
+from plait.ir.builder import Builder, Value
+from plait.ir.dims import bounds
+from plait.ir.graph import Graph, Node
+from plait.ir.layout import reshaped_layout, same_memory, transposed_layout
+from plait.passes.context import Context
+from plait.passes.pipeline import Pass, register_pass
+from plait.passes.rewrite import transform
+
+# A convolution of an image with so few channels reads any layout: it copies into padding anyway.
+FEW_CHANNELS = 4
+
+
+def channels_last(rank: int) -> tuple[int, ...]:
+    """[N, C, *D] stored as [N, *D, C]."""
+    return (0, *range(2, rank), 1)
+
+
+def relayout(b: Builder, x: Value, layout: tuple[int, ...] | None) -> Value:
+    """x in another order; nothing is added when its memory has that order already."""
+    if same_memory(x.type, x.type.with_layout(layout)):
+        return x
+    return b.emit("relayout", x, layout=layout)
+
+
+def _adopted(shape: tuple[object, ...], operands: tuple[Value, ...]) -> tuple[int, ...] | None:
+    """The layout most operands of the result's own shape have; on a tie the first's."""
+    votes: dict[tuple[int, ...] | None, int] = {}
+    for v in operands:
+        if v.shape == shape:
+            constant = (made := v.builder.producer(v)) is not None and made.op == "constant"
+            votes[v.type.layout] = votes.get(v.type.layout, 0) + (0 if constant else 1)
+    return max(votes, key=lambda k: votes[k]) if votes else None
+
+
+def _reduced(node: Node, x: Value) -> tuple[int, ...] | None:
+    axes = node.attrs["axes"]
+    if node.attrs["keepdims"]:
+        return x.type.layout
+    kept = [d for d in x.type.order if d not in axes]
+    rank = {d: k for k, d in enumerate(sorted(kept))}
+    return tuple(rank[d] for d in kept)
+
+
+def _broadcasted(node: Node, x: Value) -> tuple[int, ...] | None:
+    lead = node.types[0].rank - x.rank
+    return (*range(lead), *(d + lead for d in x.type.order))
+
+
+@register_pass
+@dataclass(frozen=True)
+class Layout(Pass):
+    """Assign a physical order to every value.
+
+    Leaves: convolutions, pools and what follows them channels-last if the target wants it;
+    transposes and reshapes are views wherever one exists; ATen fallbacks, recurrent ops and the
+    graph's outputs are row-major.
+    """
+
+    name = "layout"
+
+    def apply(self, graph: Graph, context: Context) -> Graph:
+        last = context.require_target(self.name).channels_last
+
+        def visit(b: Builder, node: Node, operands: tuple[Value, ...]) -> tuple[Value, ...]:
+            return place(b, node, operands, last)
+
+        done = transform(graph, visit)
+        b = Builder(graph.name)
+        arguments = [b.input(i.type, i.name) for i in done.inputs]
+        outputs = [relayout(b, v, None) for v in b.inline(done, arguments)]
+        return b.finish(outputs)
+
+
+def place(
+    b: Builder, node: Node, operands: tuple[Value, ...], last: bool
+) -> tuple[Value, ...]:
+    """Emit `node` with the layout chosen for its result."""
+    layout: tuple[int, ...] | None = None
+    x = operands[0] if operands else None
+    if node.op in ("conv", "max_pool", "sum_pool"):
+        assert x is not None
+        if last:
+            wanted = channels_last(x.rank)
+            few = node.op == "conv" and bounds(x.shape[1])[1] <= FEW_CHANNELS
+            operands = (x if few else relayout(b, x, wanted), *operands[1:])
+            layout = wanted
+    elif ops.has_trait(node.op, "elementwise"):
+        layout = _adopted(node.types[0].shape, operands)
+    elif node.op.startswith("reduce_"):
+        assert x is not None
+        layout = _reduced(node, x)
+    elif node.op == "broadcast_to":
+        assert x is not None
+        layout = _broadcasted(node, x)
+    elif node.op in ("slice", "pad", "reverse", "concat"):
+        assert x is not None
+        layout = x.type.layout
+    elif node.op == "attention":
+        assert x is not None
+        layout = x.type.layout
+    elif node.op == "transpose":
+        assert x is not None
+        layout = transposed_layout(x.type.order, node.attrs["perm"])
+    elif node.op == "reshape":
+        assert x is not None
+        layout = reshaped_layout(x.type, node.types[0].shape)
+        if layout is None:
+            operands = (relayout(b, x, None),)
+    elif node.op in ("aten", "lstm"):
+        operands = tuple(relayout(b, v, None) for v in operands)
+    elif node.op == "relayout":
+        layout = node.attrs["layout"]
+    types = tuple(ty.with_layout(layout) if k == 0 or len(node.types) == 1 else ty
+                  for k, ty in enumerate(node.types))  # fmt: skip
+    return b.add(replace(node, operands=tuple(v.id for v in operands), types=types))
