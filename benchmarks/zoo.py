@@ -2,8 +2,9 @@
 
 ``ZOO["resnet18"]()`` builds a ``ZooEntry``: a module in eval mode that takes and returns plain
 tensors, and the arguments to call it with. Nothing is fetched: real weights come from installed
-packages, all others are drawn from a fixed seed. Random networks get jittered affine parameters and batch-norm statistics measured on their own inputs, so that activations stay near
-one and no denormal number slows a peer down.
+packages, all others are drawn from a fixed seed. Random networks get jittered affine parameters
+and batch-norm statistics measured on their own inputs, so that activations stay near one and no
+denormal number slows a peer down.
 """
 
 from __future__ import annotations

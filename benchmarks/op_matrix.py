@@ -1,0 +1,373 @@
+"""Which of torch's operators compile: runs torch's own operator tests through the backend.
+
+Every operator of ``op_db`` that supports float32 on the CPU runs its first samples through
+``torch.compile(backend="plait")`` in a worker process, so that a crash or an endless loop costs one
+row. Writes ``docs/op_matrix.json`` and ``docs/op_matrix.md``.
+
+    python -m benchmarks.op_matrix [--samples N] [--only REGEX] [--executor interpreter]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import queue
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+# From best to worst; the row of an operator is that of its worst sample.
+STATUSES: Final = {
+    "native": "every operator lowered, results right",
+    "fallback": "some operators run by torch inside the compiled graph, results right",
+    "eager": "the whole graph run by torch",
+    "uncaptured": "Dynamo hands no graph to any backend",
+    "mismatch": "results differ from eager",
+    "error": "compilation or the call raised",
+    "timeout": "no answer in time",
+    "crash": "the process died",
+}
+
+
+@dataclass
+class Row:
+    """The outcome of one operator."""
+
+    name: str
+    status: str
+    samples: int = 0
+    fallbacks: list[str] = field(default_factory=list)
+    message: str = ""
+    seconds: float = 0.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the matrix; exit code 1 when an operator is wrong or brings the compiler down."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--samples", type=int, default=1, help="samples per operator")
+    parser.add_argument("--only", default="", help="regular expression on operator names")
+    parser.add_argument("--executor", default="native", choices=("native", "interpreter"))
+    parser.add_argument("--grad", action="store_true", help="also compare gradients")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--timeout", type=float, default=60.0, help="seconds per operator")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "op_matrix")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.worker:
+        return serve(args)
+    names = [n for n in operator_names() if re.search(args.only, n)]
+    rows = run_all(names, args)
+    write(rows, args)
+    counts = Counter(row.status for row in rows)
+    print(f"{counts['native']} of {len(rows)} operators native; {dict(counts)}")
+    return int(any(counts[s] for s in ("mismatch", "error", "timeout", "crash")))
+
+
+def operator_names() -> list[str]:
+    """The operators by their full names, in the order of op_db."""
+    return list(_operators())
+
+
+def _operators() -> dict[str, Any]:
+    import torch
+    from torch.testing._internal import common_methods_invocations as invocations
+
+    # Dynamo does not trace the wrapper that seeds random operators; the runner seeds them itself.
+    invocations.wrapper_set_seed = lambda op, *args, **kwargs: op(*args, **kwargs)
+    chosen = [op for op in invocations.op_db if torch.float32 in op.supported_dtypes("cpu")]
+    return {op.full_name if hasattr(op, "full_name") else op.formatted_name: op for op in chosen}
+
+
+class Worker:
+    """A process that runs operators by name; replaced when it dies or hangs."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        flags = ["--samples", str(args.samples), "--executor", args.executor]
+        flags += ["--grad"] if args.grad else []
+        self.command = [sys.executable, "-m", "benchmarks.op_matrix", "--worker", *flags]
+        self.timeout = args.timeout
+        self.process: subprocess.Popen[str] | None = None
+
+    def run(self, name: str) -> Row:
+        """The operator's row, whatever happens to the process."""
+        process = self._started()
+        assert process.stdin is not None and process.stdout is not None
+        timer = threading.Timer(self.timeout, process.kill)
+        began = time.monotonic()
+        timer.start()
+        try:
+            process.stdin.write(name + "\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        finally:
+            timer.cancel()
+        seconds = time.monotonic() - began
+        if line:
+            return Row(**json.loads(line))
+        process.wait()
+        self.process = None
+        if seconds >= self.timeout:
+            return Row(name, "timeout", message=f"over {self.timeout:.0f} s", seconds=seconds)
+        return Row(name, "crash", message=f"exit code {process.returncode}", seconds=seconds)
+
+    def _started(self) -> subprocess.Popen[str]:
+        if self.process is None:
+            self.process = subprocess.Popen(
+                self.command,
+                cwd=ROOT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+            )
+            assert self.process.stdout is not None
+            self.process.stdout.readline()  # the worker says when its imports are done
+        return self.process
+
+    def close(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+
+def run_all(names: Sequence[str], args: argparse.Namespace) -> list[Row]:
+    """Run all operators over the workers; rows in the order of the names."""
+    waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
+    for name in names:
+        waiting.put(name)
+    rows: dict[str, Row] = {}
+
+    def drain() -> None:
+        worker = Worker(args)
+        try:
+            while True:
+                name = waiting.get_nowait()
+                rows[name] = worker.run(name)
+                done = f"{len(rows)}/{len(names)} {name}: {rows[name].status}"
+                print(f"\r\033[K{done}", end="", file=sys.stderr)
+        except queue.Empty:
+            worker.close()
+
+    threads = [threading.Thread(target=drain) for _ in range(args.workers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    print(file=sys.stderr)
+    return [rows[name] for name in names]
+
+
+def serve(args: argparse.Namespace) -> int:
+    """Answer names on stdin with rows on stdout; all other output goes to stderr."""
+    answers, sys.stdout = sys.stdout, sys.stderr
+    operators = _operators()
+    print("ready", file=answers, flush=True)
+    for line in sys.stdin:
+        row = run_operator(operators[line.strip()], line.strip(), args)
+        print(json.dumps(asdict(row)), file=answers, flush=True)
+    return 0
+
+
+def run_operator(op: Any, name: str, args: argparse.Namespace) -> Row:
+    """Compile and compare the operator's first samples."""
+    import torch
+
+    began = time.monotonic()
+    row = Row(name, "native")
+    grad = args.grad and op.supports_autograd
+    torch.manual_seed(0)
+    try:
+        for sample in op.sample_inputs("cpu", torch.float32, requires_grad=grad):
+            status, fallbacks, message = run_sample(op, sample, args.executor, grad)
+            row.samples += 1
+            row.fallbacks = sorted({*row.fallbacks, *fallbacks})
+            ranks = list(STATUSES)
+            if ranks.index(status) > ranks.index(row.status):
+                row.status, row.message = status, message
+            if row.samples == args.samples:
+                break
+    except Exception as error:
+        row.status, row.message = "error", _first_line(error)
+    row.seconds = round(time.monotonic() - began, 3)
+    return row
+
+
+def run_sample(op: Any, sample: Any, executor: str, grad: bool) -> tuple[str, list[str], str]:
+    """Status, operators left to torch, and a message for one sample."""
+    import torch
+
+    from plait.frontend import dynamo
+
+    def call(inputs: Any, args: Any, kwargs: Any) -> Any:
+        return op.get_op()(inputs, *args, **kwargs)
+
+    try:
+        expected = evaluate(call, sample, grad)
+    except Exception as error:
+        return "uncaptured", [], f"eager raises: {_first_line(error)}"
+    torch._dynamo.reset()
+    dynamo.RECENT.clear()
+    compiled = torch.compile(call, backend="plait", options={"executor": executor})
+    try:
+        found = evaluate(compiled, sample, grad)
+    except Exception as error:
+        kind = "error" if dynamo.RECENT else "uncaptured"
+        if "plait" in _first_line(error) or isinstance(error, torch._dynamo.exc.BackendError):
+            kind = "error"
+        return kind, [], _first_line(error)
+    graphs = list(dynamo.RECENT)
+    fallbacks = sorted({f.target for graph in graphs for f in graph.fallbacks})
+    message = compare(found, expected, lambda: evaluate(call, _double(sample), grad))
+    if message:
+        return "mismatch", fallbacks, message
+    eager = [graph.reason_eager for graph in graphs if graph.reason_eager]
+    if eager:
+        return "eager", fallbacks, eager[0]
+    if not graphs:
+        return "uncaptured", [], "no graph"
+    return ("fallback" if fallbacks else "native"), fallbacks, ""
+
+
+def evaluate(function: Any, sample: Any, grad: bool) -> list[Any]:
+    """The tensors that a call gives, and the gradients of their sum, from copies of the sample."""
+    import torch
+    from torch.utils import _pytree as pytree
+
+    def fresh(x: Any) -> Any:
+        if not isinstance(x, torch.Tensor):
+            return x
+        return x.detach().clone().requires_grad_(x.requires_grad)
+
+    tree = pytree.tree_map(fresh, (sample.input, sample.args, sample.kwargs))
+    torch.manual_seed(0)
+    with torch.set_grad_enabled(grad):
+        results = [x for x in pytree.tree_leaves(function(*tree)) if isinstance(x, torch.Tensor)]
+    if grad:
+        leaves = [x for x in pytree.tree_leaves(tree) if isinstance(x, torch.Tensor)]
+        wanted = [x for x in leaves if x.requires_grad]
+        roots = [r for r in results if r.requires_grad and r.dtype.is_floating_point]
+        if roots and wanted:
+            total = sum(r.sum() for r in roots)
+            results += [
+                g for g in torch.autograd.grad(total, wanted, allow_unused=True) if g is not None
+            ]
+    return [r.detach() for r in results]
+
+
+def _double(sample: Any) -> Any:
+    import torch
+
+    def widen(x: Any) -> Any:
+        narrow = isinstance(x, torch.Tensor) and x.dtype == torch.float32
+        if not narrow:
+            return torch.float64 if x is torch.float32 else x
+        return x.detach().double().requires_grad_(x.requires_grad)
+
+    return sample.transform(widen)
+
+
+def compare(found: list[Any], expected: list[Any], wide: Any) -> str:
+    """Why the results differ from eager's, or nothing.
+
+    A float result may differ by 1e-4 of the largest magnitude; past that, float64 is the judge, and
+    the result may not be further from it than eager's.
+    """
+    if len(found) != len(expected):
+        return f"{len(found)} results, eager has {len(expected)}"
+    exact: list[Any] | None = None
+    for k, (got, want) in enumerate(zip(found, expected, strict=True)):
+        if got.shape != want.shape or got.dtype != want.dtype:
+            return (
+                f"result {k} is {got.dtype}{list(got.shape)}, eager {want.dtype}{list(want.shape)}"
+            )
+        gap = distance(got, want)
+        if gap <= 1e-4:
+            continue
+        if exact is None:
+            try:
+                exact = wide()
+            except Exception:
+                return f"result {k} differs by {gap:.2g} of the largest magnitude"
+        if distance(got, exact[k]) > max(1e-4, 2 * distance(want, exact[k])):
+            return f"result {k} differs by {gap:.2g} of the largest magnitude"
+    return ""
+
+
+def distance(a: Any, b: Any) -> float:
+    """Largest difference as a share of the largest finite magnitude; infinite where NaNs differ."""
+    import torch
+
+    if not a.numel():
+        return 0.0
+    if not (a.dtype.is_floating_point or a.dtype.is_complex):
+        return 0.0 if torch.equal(a, b) else float("inf")
+    kind = torch.complex128 if a.dtype.is_complex else torch.float64
+    x, y = a.to_dense().to(kind), b.to_dense().to(kind)
+    same = (x == y) | (x.isnan() & y.isnan())
+    if bool(same.all()):
+        return 0.0
+    finite = x.isfinite() & y.isfinite()
+    if bool((~finite & ~same).any()):
+        return float("inf")
+    scale = max(float(y[finite].abs().max()), 1e-30)
+    return float((x - y)[finite].abs().max()) / scale
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
+
+
+def write(rows: Sequence[Row], args: argparse.Namespace) -> None:
+    """The rows as JSON and as a page."""
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    data = {"schema": 1, "executor": args.executor, "samples": args.samples, "grad": args.grad}
+    text = json.dumps({**data, "rows": [asdict(row) for row in rows]}, indent=1)
+    args.out.with_suffix(".json").write_text(text + "\n")
+    args.out.with_suffix(".md").write_text(page(rows, args))
+
+
+def page(rows: Sequence[Row], args: argparse.Namespace) -> str:
+    """The Markdown page: counts, the operators left to torch, and every operator."""
+    counts = Counter(row.status for row in rows)
+    asked = Counter(target for row in rows for target in row.fallbacks)
+    what = "forward and gradients" if args.grad else "forward"
+    lines = [
+        "# Operator matrix",
+        "",
+        f"{counts['native']} of {len(rows)} operators of torch's test suite that support float32 "
+        f"on the CPU compile with nothing left to torch ({what}, first {args.samples} sample(s), "
+        f"{args.executor} executor). Written by `python -m benchmarks.op_matrix`.",
+        "",
+        "| outcome | operators | meaning |",
+        "|---|---|---|",
+        *(f"| {s} | {counts[s]} | {meaning} |" for s, meaning in STATUSES.items()),
+        "",
+        "## ATen operators run by torch",
+        "",
+        ", ".join(f"`{t}` ({n})" for t, n in asked.most_common()) or "none",
+        "",
+        "## Every operator",
+        "",
+        "| operator | outcome | left to torch, or why |",
+        "|---|---|---|",
+    ]
+    for row in sorted(rows, key=lambda r: r.name):
+        detail = ", ".join(f"`{t}`" for t in row.fallbacks)
+        reason = row.message.replace("|", "\\|")
+        lines.append(f"| {row.name} | {row.status} | {'; '.join(filter(None, (detail, reason)))} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
