@@ -1,0 +1,148 @@
+"""PrimFunc to object code: LLVM through TVM, one object file per kernel.
+
+A kernel is a PrimFunc whose parameters are raw data pointers (`T.handle`); it must return int32,
+0 for success (a function with a parallel loop and no result fails LLVM's verification).  Its object
+exports `symbol` as a plain C function `int symbol(void *, ...)`, without TVM's packed wrapper, which
+takes 12 ms more to compile and which a module can call from one place only.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import tvm
+from tvm import tirx
+from tvm.target import codegen as llvm
+
+from plait.codegen.cpu import CpuTarget, checked_features, host_features
+from plait.ir.errors import CompileFailure, UnknownName
+
+MACHINE = "x86_64"
+MAIN_OPT_LEVEL = 0  # a main is straight-line calls: at level 3 LLVM takes five times as long
+
+
+_FINAL_CONVENTION = 1  # tvm.ir.CallingConv.C_PACKED_FUNC
+
+
+@dataclass(frozen=True)
+class KernelJob:
+    """A kernel to compile: `make` builds its PrimFunc, in the worker thread."""
+
+    symbol: str
+    make: Callable[[], Any]
+
+
+@cache
+def host_target() -> CpuTarget:
+    """The CPU at hand, as LLVM names it."""
+    return named_target(str(llvm.llvm_get_system_cpu()))
+
+
+@cache
+def named_target(mcpu: str) -> CpuTarget:
+    """The target of an LLVM CPU name: `native`, `x86-64-v3`, `znver3`, ...
+
+    Its features are all that the name implies, less what the CPU at hand lacks if it is `native`
+    (a virtual machine may hide some).  Raises `UnknownName` for a name that LLVM does not know.
+    """
+    if mcpu == "native":
+        return host_target()
+    known = [str(name) for name in llvm.llvm_get_cpu_archlist(_target(mcpu, 3))]
+    if mcpu not in known:
+        raise UnknownName("CPU", mcpu, known)
+    features = {str(name) for name in llvm.llvm_get_cpu_features(_target(mcpu, 3))}
+    if mcpu == str(llvm.llvm_get_system_cpu()):
+        features &= host_features()
+    return CpuTarget(MACHINE, mcpu, checked_features(features))
+
+
+@cache
+def tvm_target(target: CpuTarget, opt_level: int = 3) -> Any:
+    """The `tvm.target.Target` of a CPU; what the CPU's name implies but it lacks is turned off."""
+    implied = {str(name) for name in llvm.llvm_get_cpu_features(_target(target.mcpu, opt_level))}
+    lacking = sorted(set(checked_features(implied)) - set(target.features))
+    return _target(target.mcpu, opt_level, [f"-{name}" for name in lacking])
+
+
+def compile_kernel(func: Any, symbol: str, target: CpuTarget) -> bytes:
+    """The ELF object of a kernel, exported as the C function `symbol`."""
+    return compile_object(as_c_function(func), symbol, target)
+
+
+def as_c_function(func: Any) -> Any:
+    """Mark a PrimFunc as having its final calling convention, so that TVM adds no wrapper."""
+    return func.with_attr("calling_conv", _FINAL_CONVENTION)
+
+
+def compile_object(func: Any, symbol: str, target: CpuTarget, opt_level: int = 3) -> bytes:
+    """The ELF object of one PrimFunc, exported as `symbol` (packed unless marked otherwise).
+
+    Raises `CompileFailure`, with the TVMScript in its notes, when TVM or LLVM refuse the function.
+    """
+    named = func.with_attr("global_symbol", symbol)
+    try:
+        module = tirx.build(named, target=tvm_target(target, opt_level))
+        with tempfile.TemporaryDirectory(prefix="plait-") as folder:
+            path = Path(folder) / "kernel.o"
+            module.write_to_file(str(path))
+            return path.read_bytes()
+    except Exception as error:  # TVM raises every kind, also for its own faults
+        failure = CompileFailure(kernel=symbol, message=_first_line(error))
+        failure.add_note(named.script())
+        raise failure from error
+
+
+def compile_many(
+    jobs: Sequence[KernelJob],
+    target: CpuTarget,
+    threads: int = 2,
+    done: Callable[[KernelJob, bytes], None] | None = None,
+) -> dict[str, bytes]:
+    """Compile each job to object code, on several threads (TVM lets go of the GIL: 1.9x on two).
+
+    `done` is called from the worker thread after each.  The first failure is raised, and what has
+    not started by then is dropped.
+    """
+
+    def work(job: KernelJob) -> bytes:
+        data = compile_kernel(job.make(), job.symbol, target)
+        if done is not None:
+            done(job, data)
+        return data
+
+    with ThreadPoolExecutor(max_workers=max(1, threads), thread_name_prefix="compile") as pool:
+        futures = {job.symbol: pool.submit(work, job) for job in jobs}
+        try:
+            return {symbol: future.result() for symbol, future in futures.items()}
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def toolchain() -> str:
+    """The versions that decide what code comes out: part of every kernel's cache key."""
+    return f"tvm {tvm.__version__} llvm {llvm.llvm_version_major()}"
+
+
+def assembly(func: Any, symbol: str, target: CpuTarget) -> str:
+    """The assembly of a kernel, for people."""
+    named = as_c_function(func).with_attr("global_symbol", symbol)
+    return str(tirx.build(named, target=tvm_target(target)).inspect_source("asm"))
+
+
+def _target(mcpu: str, opt_level: int, mattr: Sequence[str] = ()) -> Any:
+    config: dict[str, Any] = {"kind": "llvm", "mcpu": mcpu, "opt-level": opt_level}
+    if mattr:
+        config["mattr"] = list(mattr)
+    return tvm.target.Target(config)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
