@@ -37,7 +37,7 @@ def evaluate(
     }
     with np.errstate(all="ignore"):
         value = _eval(compute.body, grid, operands, sizes)
-    return np.ascontiguousarray(np.broadcast_to(value, extents)).astype(compute.body.dtype.numpy)
+    return np.array(np.broadcast_to(value, extents), compute.body.dtype.numpy, order="C")
 
 
 def evaluate_scalar(expr: Expr, operands: tuple[Any, ...]) -> Any:
