@@ -361,7 +361,6 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "min": np.minimum,
     "neg": np.negative,
     "abs": np.abs,
-    "sign": np.sign,
     "exp": np.exp,
     "exp2": np.exp2,
     "expm1": np.expm1,

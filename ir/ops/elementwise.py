@@ -124,7 +124,6 @@ for _name, _doc in _UNARY_FLOAT.items():
 for _name, _kinds, _doc in (
     ("neg", "fiu", "-x"),
     ("abs", "fiu", "|x|"),
-    ("sign", "fiu", "-1, 0 or 1"),
     ("floor", "f", "largest integer not above x"),
     ("ceil", "f", "smallest integer not below x"),
     ("trunc", "f", "x without its fraction"),
@@ -134,6 +133,11 @@ for _name, _kinds, _doc in (
     elementwise(_name, ("x",), _scalar, _ref, doc=f"{_doc}, elementwise.", accepts=_kinds,
                 torch=(f"aten.{_name}.default",), precision="exact")  # fmt: skip
 
+elementwise("sign", ("x",),
+            lambda c, x: e.select(x > 0, 1, e.select(x < 0, -1, e.lit(0, x.dtype))),
+            lambda c, x: np.where(x > 0, 1, np.where(x < 0, -1, 0)), accepts="fi",
+            doc="-1, 0 or 1, elementwise; 0 for NaN.", torch=("aten.sign.default",),
+            precision="exact")  # fmt: skip
 elementwise("isnan", ("x",), lambda c, x: x.ne(x), lambda c, x: np.isnan(x), accepts="f",
             doc="True where x is not a number.", torch=("aten.isnan.default",), result=t.bool_,
             precision="exact")  # fmt: skip
@@ -318,13 +322,18 @@ def _import_gelu(cx: Capture, x: Value, *, approximate: str = "none") -> Value:
     return cx.emit("gelu", x, form=approximate)
 
 
-@captures("aten.clamp.default", "aten.clamp.Tensor", "aten.hardtanh.default",
-          "aten.clamp_min.default", "aten.clamp_min.Tensor")  # fmt: skip
+@captures("aten.clamp.default", "aten.clamp.Tensor", "aten.clamp_min.default",
+          "aten.clamp_min.Tensor")  # fmt: skip
 def _clamp(cx: Capture, x: Value, low: Any = None, high: Any = None) -> Value:
     value = cx.tensor(x, cx.dtype)
     if low is not None:
         value = cx.emit("max", value, cx.tensor(low, cx.dtype))
     return value if high is None else cx.emit("min", value, cx.tensor(high, cx.dtype))
+
+
+@captures("aten.hardtanh.default")
+def _hardtanh(cx: Capture, x: Value, low: float = -1.0, high: float = 1.0) -> Value:
+    return _clamp(cx, x, low, high)
 
 
 @captures("aten.clamp_max.default", "aten.clamp_max.Tensor")

@@ -130,7 +130,7 @@ def variance(
     if not isinstance(count, int):
         raise NotImplementedError("variance over a symbolic size")
     squares = reduce(b, "sum", deviation * deviation, axes, keepdims)
-    scale = 1.0 / (count - correction) if count > correction else float("nan")
+    scale = 1.0 / (count - correction) if count > correction else float("inf")
     return squares * scale, center
 
 
