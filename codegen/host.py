@@ -1,7 +1,7 @@
-"""The machine this process runs on: CPU model, instruction sets, cores, caches, memory.
+"""The machine this process runs on, for people and for the cost model: cores, caches, memory.
 
-Read from `/proc` and `/sys`, so it needs no library; where they are missing (not Linux) the fields
-that cannot be known are empty or 0, and no code is generated for features that were not seen.
+Read from `/proc` and `/sys`, so it needs no library; where they are missing (not Linux) a size that
+cannot be known is 0. What object code may use is decided by `plait.codegen.cpu`.
 """
 
 from __future__ import annotations
@@ -12,20 +12,17 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-# The instruction sets that a template or a check asks about, by their names in /proc/cpuinfo.
-KNOWN_FEATURES = (
-    "sse4_2", "avx", "avx2", "fma", "f16c", "bmi2", "avx512f", "avx512bw", "avx512dq", "avx512vl",
-    "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8", "asimd", "sve",
-)  # fmt: skip
+from plait.codegen.cpu import host_cpu_model, host_features
+from plait.ir.knobs import available_cpus
 
 
 @dataclass(frozen=True)
 class Host:
     """One machine.
 
-    `features` are the members of `KNOWN_FEATURES` that the CPU has, sorted. `cores` counts physical
-    cores, `cpus` the logical CPUs this process may use. Cache sizes (`l1d`, `l2`, `l3`) and
-    `memory` are in bytes.
+    `features` are instruction sets by LLVM's names, sorted. `cores` counts physical cores, `cpus`
+    the logical CPUs this process may use. Cache sizes (`l1d`, `l2`, `l3`) and `memory` are in
+    bytes.
     """
 
     model: str
@@ -39,14 +36,14 @@ class Host:
     memory: int
 
 
-def _cpuinfo() -> list[dict[str, str]]:
-    """One mapping per logical CPU."""
-    path = Path("/proc/cpuinfo")
-    if not path.is_file():
-        return []
-    blocks = path.read_text(errors="replace").strip().split("\n\n")
-    pairs = [[line.partition(":") for line in block.splitlines()] for block in blocks]
-    return [{key.strip(): value.strip() for key, _, value in lines} for lines in pairs]
+def _physical_cores() -> int:
+    """Distinct (package, core) pairs of the system's topology, or the logical count without one."""
+    pairs = set()
+    for topology in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/topology"):
+        package, core = topology / "physical_package_id", topology / "core_id"
+        if package.is_file() and core.is_file():
+            pairs.add((package.read_text().strip(), core.read_text().strip()))
+    return len(pairs) or os.cpu_count() or 1
 
 
 def _cache_size(level: int, kind: str) -> int:
@@ -72,19 +69,13 @@ def _memory() -> int:
 @cache
 def host() -> Host:
     """This machine; read once per process."""
-    blocks = _cpuinfo()
-    first = blocks[0] if blocks else {}
-    flags = set((first.get("flags") or first.get("Features", "")).split())
-    physical = {(block.get("physical id"), block.get("core id")) for block in blocks}
-    known_cores = all("core id" in block for block in blocks)
-    logical = len(blocks) or os.cpu_count() or 1
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else logical
+
     return Host(
-        model=first.get("model name") or platform.processor() or "unknown",
+        model=host_cpu_model(),
         architecture=platform.machine(),
-        features=tuple(sorted(flags & set(KNOWN_FEATURES))),
-        cores=len(physical) if blocks and known_cores else logical,
-        cpus=cpus,
+        features=tuple(sorted(host_features())),
+        cores=_physical_cores(),
+        cpus=available_cpus(),
         l1d=_cache_size(1, "Data"),
         l2=_cache_size(2, "Unified"),
         l3=_cache_size(3, "Unified"),

@@ -74,7 +74,7 @@ def bench(
     inputs: InputsOption = None,
     rounds: Annotated[int, typer.Option(min=3, help="Rounds of samples.")] = 30,
     at_least: Annotated[
-        float | None, typer.Option(help="Exit 1 if the last --against is beaten by less.", min=0)
+        float | None, typer.Option(help="Exit 1 below this speedup over the last --against.", min=0)
     ] = None,
     threads: ThreadsOption = None,
     as_json: output.JsonFlag = False,
