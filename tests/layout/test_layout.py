@@ -37,7 +37,7 @@ HEAVY: dict[str, list[str]] = {
     "tvm_ffi_orcjit": [],
     "triton": ["codegen/triton/*.py"],
     "ortools": ["passes/solver.py"],
-    "torch_mlir": [],
+    "torch_mlir": ["ir/mlir/*.py"],
     "sklearn": [],
     "scipy": [],
     "pandas": [],

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import warnings
 from importlib import import_module
 from typing import Annotated
 
@@ -25,6 +26,7 @@ INTERRUPTED = 130
 # The verbs in the order `plait --help` lists them: module and the name of its command function.
 COMMANDS: list[tuple[str, str]] = [
     ("plait.cli.doctor", "doctor"),
+    ("plait.cli.explain", "explain"),
     ("plait.cli.run", "run"),
     ("plait.cli.bench", "bench"),
     ("plait.cli.inspect", "inspect"),
@@ -48,6 +50,10 @@ def _callback(
 ) -> None:
     """Weave PyTorch graphs into a few fused kernels."""
     logs.configure()
+    if not knobs.DEBUG.get():
+        # Libraries warn each other of coming changes; a user of the command line can do nothing.
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
 
 
 def build_app() -> typer.Typer:
