@@ -1,9 +1,9 @@
 """PrimFunc to object code: LLVM through TVM, one object file per kernel.
 
 A kernel is a PrimFunc whose parameters are raw data pointers (`T.handle`); it must return int32,
-0 for success (a function with a parallel loop and no result fails LLVM's verification).  Its object
-exports `symbol` as a plain C function `int symbol(void *, ...)`, without TVM's packed wrapper, which
-takes 12 ms more to compile and which a module can call from one place only.
+0 for success (a function with a parallel loop and no result fails LLVM's verification).  Its
+object exports `symbol` as a plain C function `int symbol(void *, ...)`, without TVM's packed
+wrapper, which takes 12 ms more to compile and which a module can call from one place only.
 """
 
 from __future__ import annotations
