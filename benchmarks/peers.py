@@ -1,0 +1,99 @@
+"""The peers: what else runs a PyTorch model on a CPU, each as a callable on the model's inputs.
+
+A peer's builder takes a module in eval mode and its arguments and returns a call without arguments
+that runs the model once and returns its outputs as a list of arrays. Each peer gets its best
+ordinary settings: no gradients, frozen weights, the same number of threads. A builder raises
+`ModuleNotFoundError` where its package is not installed.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+Call: TypeAlias = Callable[[], list[NDArray[Any]]]
+Builder: TypeAlias = Callable[[nn.Module, tuple[Tensor, ...], int], Call]
+
+
+def eager(model: nn.Module, args: tuple[Tensor, ...], threads: int) -> Call:
+    """PyTorch's own kernels."""
+    return _torch_call(model, args, threads)
+
+
+def inductor(model: nn.Module, args: tuple[Tensor, ...], threads: int) -> Call:
+    """`torch.compile` with weights frozen into the code; needs a C++ compiler."""
+    import torch._inductor.config as settings
+
+    torch._dynamo.reset()
+    torch.set_num_threads(threads)
+    call = _torch_call(torch.compile(model, fullgraph=True), args, threads)
+    with settings.patch(freezing=True):
+        call()
+    return call
+
+
+def _torch_call(model: Any, args: tuple[Tensor, ...], threads: int) -> Call:
+    torch.set_num_threads(threads)
+
+    def call() -> list[NDArray[Any]]:
+        with torch.no_grad():
+            return arrays(model(*args))
+
+    return call
+
+
+def openvino(model: nn.Module, args: tuple[Tensor, ...], threads: int) -> Call:
+    """OpenVINO's CPU plugin in float32 (its default may be bfloat16)."""
+    import openvino as ov
+
+    with torch.no_grad():
+        converted = ov.convert_model(torch.export.export(model, args, strict=False))
+    settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+    request = ov.compile_model(converted, "CPU", {**settings, "PERFORMANCE_HINT": "LATENCY"})
+    request = request.create_infer_request()
+    feeds = [x.numpy() for x in args]
+    return lambda: list(request.infer(feeds, share_inputs=True, share_outputs=True).values())
+
+
+def onnxruntime(model: nn.Module, args: tuple[Tensor, ...], threads: int) -> Call:
+    """ONNX Runtime's CPU provider with all graph optimizations."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        torch.onnx.export(model, args, path, dynamo=True, verbose=False)
+        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = [i.name for i in session.get_inputs()]
+    feeds = {name: x.numpy() for name, x in zip(names, args, strict=True)}
+    return lambda: session.run(None, feeds)
+
+
+def plait(model: nn.Module, args: tuple[Tensor, ...], threads: int) -> Call:
+    """This project, ahead of time: capture, compile, link in memory."""
+    import plait as compiler
+
+    compiled = compiler.compile(model, args, threads=threads)
+    feeds = [x.numpy() for x in args]
+    return lambda: list(compiled(*feeds))
+
+
+def arrays(result: Any) -> list[NDArray[Any]]:
+    """A model's result, a tensor or a tuple of tensors, as arrays."""
+    parts = result if isinstance(result, tuple | list) else [result]
+    return [np.asarray(part) for part in parts]
+
+
+PEERS: Final[Mapping[str, Builder]] = MappingProxyType(
+    {"eager": eager, "inductor": inductor, "openvino": openvino, "onnxruntime": onnxruntime}
+)

@@ -1,0 +1,167 @@
+"""The speed suite: Plait against its peers on the model zoo, float32, in one interleaved run.
+
+    python -m benchmarks.suite [--models NAMES] [--rounds N] [--threads N] [--write-readme]
+
+Every model runs in a process of its own. Each round runs every candidate once, in rotating order;
+what is printed are medians and, against the fastest peer, the ratio with a 95 % bootstrap interval.
+A candidate whose outputs do not agree with eager is not timed. Results go to
+`benchmarks/results.json`, and with `--write-readme` into the table of `README.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from plait.ir import knobs
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+RESULTS: Final = ROOT / "benchmarks" / "results.json"
+README: Final = ROOT / "README.md"
+MARKERS: Final = ("<!-- bench:begin -->", "<!-- bench:end -->")
+MODELS: Final = (
+    "mlp", "minilm", "bert_base", "vit_s", "resnet18", "resnet50", "mobilenet_v2", "convnext_t",
+)  # fmt: skip
+PEERS: Final = ("eager", "inductor", "openvino", "onnxruntime")
+OURS: Final = "plait"
+
+
+def measure(name: str, rounds: int, threads: int) -> dict[str, Any]:
+    """Build, check and time all candidates on one model; the result as plain data."""
+    from benchmarks import peers
+    from benchmarks.zoo import ZOO
+    from plait.ir.agreement import compare as agree
+    from plait.runtime.bench import compare
+
+    entry = ZOO[name]()
+    calls: dict[str, Callable[[], Any]] = {}
+    row: dict[str, Any] = {"model": name, "weights": entry.kind, "absent": {}, "build_seconds": {}}
+    reference = peers.eager(entry.model, entry.example_args, threads)()
+    for peer, build in {**peers.PEERS, OURS: peers.plait}.items():
+        start = time.perf_counter()
+        try:
+            call = build(entry.model, entry.example_args, threads)
+            results = call()
+        except Exception as error:  # a peer may fail in any way; the table must say so
+            row["absent"][peer] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+            continue
+        row["build_seconds"][peer] = time.perf_counter() - start
+        verdicts = [agree(got, want) for got, want in zip(results, reference, strict=True)]
+        wrong = [verdict.reason for verdict in verdicts if not verdict.agrees]
+        if wrong:
+            row["absent"][peer] = wrong[0]
+        else:
+            calls[peer] = call
+    timing = compare(calls, rounds=rounds)
+    row["seconds"] = {peer: timing.median(peer) for peer in calls}
+    rivals = {peer: timing.median(peer) for peer in calls if peer != OURS}
+    if OURS in calls:
+        best = min(rivals, key=rivals.__getitem__)
+        row["best_peer"] = best
+        row["speedup"] = dict(
+            zip(("median", "low", "high"), timing.speedup(OURS, best), strict=True)
+        )
+        row["speedup_eager"] = timing.speedup(OURS, "eager")[0]
+    return row
+
+
+def measure_apart(name: str, rounds: int, threads: int) -> dict[str, Any]:
+    """`measure` in a process of its own, so that no model's threads or memory disturb the next."""
+    with tempfile.NamedTemporaryFile(suffix=".json") as result:
+        command = [sys.executable, "-m", "benchmarks.suite", "--one", name, result.name]
+        command += ["--rounds", str(rounds), "--threads", str(threads)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        if done.returncode:
+            lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+            return {"model": name, "weights": "", "absent": {OURS: lines[-1]}, "seconds": {}}
+        row: dict[str, Any] = json.loads(Path(result.name).read_text())
+        return row
+
+
+def table(results: dict[str, Any]) -> str:
+    """The results as a Markdown table: milliseconds, the fastest in bold, and the ratio."""
+    head = ["model", *PEERS, OURS, "Plait is faster than the best peer by"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for row in results["rows"]:
+        seconds = row["seconds"]
+        fastest = min(seconds.values(), default=0.0)
+        cells = [_cell(seconds.get(peer), fastest) for peer in (*PEERS, OURS)]
+        lines.append(f"| {row['model']} | " + " | ".join([*cells, _ratio(row)]) + " |")
+    host = results["host"]
+    lines.append(
+        f"\nMilliseconds per run, median of {results['rounds']} interleaved rounds, batch 1, "
+        f"float32, {results['threads']} threads, {host['model']} with {host['cores']} cores; the "
+        "ratio with its 95 % interval, below 1 where Plait loses. A dash: not installed, failed, "
+        "or results that do not agree with eager (`benchmarks/results.json` says which)."
+    )
+    return "\n".join(lines)
+
+
+def _cell(seconds: float | None, fastest: float) -> str:
+    if seconds is None:
+        return "–"
+    text = f"{seconds * 1e3:.3g}"
+    return f"**{text}**" if seconds == fastest else text
+
+
+def _ratio(row: dict[str, Any]) -> str:
+    if "speedup" not in row:
+        return "–"
+    ratio = row["speedup"]
+    return f"{ratio['median']:.2f}× ({ratio['low']:.2f}–{ratio['high']:.2f})"
+
+
+def write_readme(text: str) -> None:
+    """Replace what stands between the markers of README.md."""
+    before, _, rest = README.read_text().partition(MARKERS[0])
+    _, _, after = rest.partition(MARKERS[1])
+    README.write_text(f"{before}{MARKERS[0]}\n{text}\n{MARKERS[1]}{after}")
+
+
+def run(models: list[str], rounds: int, threads: int) -> dict[str, Any]:
+    """Measure the models one after another, telling each result as it comes."""
+    from dataclasses import asdict
+
+    from plait.codegen.host import host
+
+    rows = []
+    for name in models:
+        print(f"{name}: ", end="", flush=True)
+        row = measure_apart(name, rounds, threads)
+        rows.append(row)
+        times = ", ".join(f"{peer} {value * 1e3:.3g} ms" for peer, value in row["seconds"].items())
+        print(f"{times or 'nothing measured'}; {_ratio(row)}", flush=True)
+        for peer, reason in row["absent"].items():
+            print(f"  without {peer}: {reason}", flush=True)
+    return {"rounds": rounds, "threads": threads, "host": asdict(host()), "rows": rows}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--models", default=",".join(MODELS), help="comma-separated zoo names")
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--threads", type=int, default=knobs.NUM_THREADS.get())
+    parser.add_argument("--write-readme", action="store_true")
+    parser.add_argument("--one", nargs=2, metavar=("MODEL", "FILE"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one:
+        name, file = given.one
+        Path(file).write_text(json.dumps(measure(name, given.rounds, given.threads)))
+        return
+    results = run(given.models.split(","), given.rounds, given.threads)
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    text = table(results)
+    print(f"\n{text}")
+    if given.write_readme:
+        write_readme(text)
+
+
+if __name__ == "__main__":
+    main()
