@@ -1,0 +1,27 @@
+"""A PrimFunc over buffers made one over raw data pointers, which is how kernels are called."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tvm
+from tvm import tirx
+
+_CPU = 1  # DLPack's kDLCPU
+
+
+def over_pointers(func: Any) -> Any:
+    """The PrimFunc with each buffer parameter a `handle` to dense data; it returns int32 0.
+
+    Pointers need the alignment of an element only, and may be equal (an output written in place of
+    an operand), as long as each element is read before it is written.
+    """
+    handles = [tirx.Var(f"p{i}", "handle") for i in range(len(func.params))]
+    views = [tirx.DeclBuffer(b, data=h) for b, h in zip(func.params, handles, strict=True)]
+    done = tirx.Return(tirx.IntImm("int32", 0))
+    body = tirx.SeqStmt([*views, func.body, done])
+    # Scratch beyond 1 KiB in a parallel loop is a workspace of a device: buffers would name it.
+    for key, value in (("device_id", 0), ("device_type", _CPU)):
+        body = tirx.AttrStmt(tvm.ir.StringImm("default"), key, tirx.IntImm("int32", value), body)
+    result = tirx.PrimFunc(handles, body, ret_type=tvm.ir.PrimType("int32"), attrs=func.attrs)
+    return result.without_attr("tirx.noalias")

@@ -1,0 +1,162 @@
+"""Matrix products against float64, on shapes that fill tiles and shapes that do not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from tvm import te, tirx
+
+from plait.codegen.plan import Call, ModulePlan, PointerArg, TensorSpec
+from plait.codegen.tiles import GemmShape, Tile, choose_tile, pack_panels
+from plait.codegen.tvm.build import assembly, compile_kernel, host_target
+from plait.codegen.tvm.gemm import Gemm, schedule_gemm
+from plait.codegen.tvm.main_func import compile_main
+from plait.codegen.tvm.pointers import over_pointers
+from plait.runtime.executor import CompiledModel
+from plait.runtime.loader import Library
+
+Array = NDArray[Any]
+
+
+def run(gemm: Gemm, inputs: list[Array], out_shape: tuple[int, ...]) -> Array:
+    """Compile, call, and return the output."""
+    target = host_target()
+    kernel = compile_kernel(over_pointers(schedule_gemm(gemm)), "k_gemm", target)
+    specs = [TensorSpec(f"x{i}", "float32", x.shape) for i, x in enumerate(inputs)]
+    args = (*(PointerArg("input", i) for i in range(len(inputs))), PointerArg("output"))
+    plan = ModulePlan(
+        "gemm",
+        tuple(specs),
+        (TensorSpec("out", "float32", out_shape),),
+        (Call("k_gemm", args),),
+    )
+    model = CompiledModel(plan, Library([kernel, compile_main(plan, target)]))
+    result: Array = model(*inputs)[0]
+    return result
+
+
+def random(seed: int, *shape: int) -> Array:
+    return np.random.default_rng([seed, *shape]).standard_normal(shape, np.float32)
+
+
+def case(shape: GemmShape, tile: Tile, rhs: str) -> tuple[Gemm, list[Array], Array]:
+    """relu(a @ b * scale) + residual, its inputs and its value in float64."""
+    batch, m, n, k = shape.batch, shape.m, shape.n, shape.k
+    a, residual, scale = random(0, batch, m, k), random(1, batch, m, n), random(2, n)
+    if rhs == "packed":
+        matrix = random(3, k, n)
+        b, right = pack_panels(matrix, tile.nr), matrix
+    else:
+        b = random(3, batch, n, k) if rhs == "any" else random(3, batch, k, n)
+        right = b.swapaxes(1, 2) if rhs == "any" else b
+    names = [("a", a), ("b", b), ("scale", scale), ("residual", residual)]
+    ta, tb, ts, tr = operands = [te.placeholder(x.shape, name=name) for name, x in names]
+    loads = {
+        "packed": lambda b, panel, k, lane: tb[panel, k, lane],
+        "rows": lambda b, k, column: tb[b, k, column],
+        "any": lambda b, k, column: tb[b, column, k],
+    }
+    zero = tirx.const(0.0, "float32")
+    gemm = Gemm(
+        shape,
+        tile,
+        operands,
+        lambda b, i, k: ta[b, i, k],
+        loads[rhs],
+        lambda acc, at: te.max(acc * ts[at[2]], zero) + tr[at],
+        rhs,  # type: ignore[arg-type]
+    )
+    want = np.maximum(a.astype(np.float64) @ right * scale, 0) + residual
+    return gemm, [a, b, scale, residual], want
+
+
+def check(gemm: Gemm, inputs: list[Array], want: Array) -> Array:
+    got = run(gemm, inputs, want.shape)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * gemm.shape.k)
+    return got
+
+
+SHAPES = [
+    (1, 1, 1, 1),
+    (1, 1, 64, 33),
+    (1, 7, 9, 2),
+    (1, 13, 77, 131),
+    (2, 5, 40, 17),
+    (3, 12, 48, 8),
+    (1, 197, 24, 64),
+]
+
+
+@pytest.mark.parametrize("rhs", ["packed", "rows", "any"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_value(shape: tuple[int, int, int, int], rhs: str) -> None:
+    size = GemmShape(*shape)
+    check(*case(size, choose_tile(size, threads=2), rhs))
+
+
+@pytest.mark.parametrize("rhs", ["packed", "any"])
+@pytest.mark.parametrize(
+    "tile",
+    [Tile(4, 24, "m"), Tile(6, 16), Tile(3, 8, chunks=2), Tile(2, 8, chunks=3), Tile(1, 64)],
+    ids=str,
+)
+def test_any_tile_has_the_same_bits(tile: Tile, rhs: str) -> None:
+    size = GemmShape(1, 11, 50, 37)
+    want = check(*case(size, Tile(4, 16, parallel=False), rhs))
+    np.testing.assert_array_equal(check(*case(size, tile, rhs)), want)
+
+
+def test_transposed_operand_and_output_layout() -> None:
+    """A is read as a transpose, and columns go out as (head, row, feature)."""
+    size = GemmShape(1, 10, 48, 20)
+    tile = choose_tile(size, threads=1)
+    a, b = random(0, 20, 10), random(1, 20, 48)
+    ta = te.placeholder(a.shape, name="a")
+    tb = te.placeholder((48 // tile.nr, 20, tile.nr), name="b")
+    gemm = Gemm(
+        size,
+        tile,
+        [ta, tb],
+        lambda _, i, k: ta[k, i],
+        lambda _, panel, k, lane: tb[panel, k, lane],
+        lambda acc, at: acc,
+        out_map=lambda b, i, j: [b, j // 16, i, j % 16],
+    )
+    want = (a.T.astype(np.float64) @ b).reshape(10, 3, 16).transpose(1, 0, 2)[None]
+    check(gemm, [a, pack_panels(b, tile.nr)], want)
+
+
+@pytest.mark.parametrize("n", [48, 50])
+def test_heavy_epilogue(n: int) -> None:
+    """A polynomial with its argument bound by a let."""
+    gemm, inputs, _ = case(GemmShape(1, 9, n, 16), Tile(4, 24), "packed")
+
+    def polynomial(acc: Any, _: Any) -> Any:
+        x = tirx.Var("x", "float32")
+        value = tirx.const(1.0, "float32")
+        for _i in range(12):
+            value = value * x * tirx.const(0.125, "float32") + tirx.const(1.0, "float32")
+        return tirx.Let(x, acc, value)
+
+    inputs[0] *= np.float32(0.1)
+    x = inputs[0].astype(np.float64) @ random(3, 16, n)
+    want = np.ones_like(x)
+    for _i in range(12):
+        want = want * x * 0.125 + 1
+    check(replace(gemm, epilogue=polynomial), inputs, want)
+
+
+def test_accumulators_stay_in_registers() -> None:
+    """The reduction is 12 multiply-adds on vector registers a step, with no store between them."""
+    gemm, _, _ = case(GemmShape(1, 128, 768, 768), Tile(4, 24, parallel=False), "packed")
+    text = assembly(over_pointers(schedule_gemm(gemm)), "k_gemm", host_target())
+    lines = [line.split("#")[0] for line in text.splitlines()]
+    fused = [i for i, line in enumerate(lines) if "vfmadd" in line and "%ymm" in line]
+    assert len(fused) >= 12
+    loop = lines[fused[0] : fused[11]]
+    assert not any("vmov" in line and line.rstrip().endswith(")") for line in loop)
+    assert "AllocWorkspace" not in text

@@ -1,0 +1,57 @@
+"""The choice of register tiles, and packing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from plait.codegen.tiles import (
+    LANES,
+    REGISTERS,
+    GemmShape,
+    choose_tile,
+    gemm_cycles,
+    pack_panels,
+    register_tiles,
+)
+
+
+def test_tiles_fit_the_registers() -> None:
+    tiles = register_tiles(128, 768)
+    assert {(4, 24), (6, 16), (2, 40), (1, 64)} <= set(tiles)
+    assert not {(3, 32), (7, 16), (2, 48)} & set(tiles)
+    assert all(mr * nr // LANES < REGISTERS for mr, nr in tiles)
+
+
+@pytest.mark.parametrize(
+    ("shape", "tile"),
+    [
+        ((1, 128, 768, 768), (4, 24)),
+        ((1, 49, 512, 4608), (5, 16)),
+        ((1, 1, 4096, 4096), (1, 64)),
+        ((1, 3, 1, 5), (3, 8)),
+    ],
+)
+def test_choice(shape: tuple[int, int, int, int], tile: tuple[int, int]) -> None:
+    chosen = choose_tile(GemmShape(*shape), threads=2)
+    assert (chosen.mr, chosen.nr) == tile
+
+
+def test_small_products_stay_on_one_thread() -> None:
+    assert not choose_tile(GemmShape(1, 1, 10, 128), threads=2).parallel
+    assert choose_tile(GemmShape(1, 128, 768, 768), threads=2).parallel
+
+
+def test_two_threads_take_half() -> None:
+    shape = GemmShape(1, 128, 768, 768)
+    assert gemm_cycles(shape, 4, 24, 2) == gemm_cycles(shape, 4, 24, 1) / 2
+
+
+@pytest.mark.parametrize("n", [1, 8, 24, 25, 77])
+def test_panels(n: int) -> None:
+    matrix = np.random.default_rng(n).standard_normal((5, n), np.float32)
+    panels = pack_panels(matrix, 24)
+    assert panels.shape == (-(-n // 24), 5, 24)
+    flat = panels.transpose(1, 0, 2).reshape(5, -1)
+    np.testing.assert_array_equal(flat[:, :n], matrix)
+    assert not flat[:, n:].any()
