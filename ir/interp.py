@@ -52,8 +52,8 @@ def run_node(
 ) -> tuple[Any, ...]:
     """Results of one node by its numpy reference; checks their dtypes and shapes."""
     record = ops.get(node.op)
-    attrs = _bind_attrs(node.attrs, sizes) if sizes else node.attrs
-    bound = tuple(_bind_type(ty, sizes) for ty in types) if sizes else tuple(types)
+    attrs = bind_attrs(node.attrs, sizes) if sizes else node.attrs
+    bound = tuple(bind_type(ty, sizes) for ty in types) if sizes else tuple(types)
     found = record.reference(record.call(attrs, bound), *arrays)
     results = found if isinstance(found, tuple) else (found,)
     for ty, array in zip(node.types, results, strict=True):
@@ -93,24 +93,24 @@ def bind_one(want: TensorType, name: str, array: Any, sizes: dict[str, int]) -> 
             raise InputMismatch(name=name, expected=expected, got=got)
 
 
-def _bind_type(type: TensorType, sizes: dict[str, int]) -> TensorType:
+def bind_type(type: TensorType, sizes: dict[str, int]) -> TensorType:
     return TensorType(type.dtype, tuple(evaluate(d, sizes) for d in type.shape), type.layout)
 
 
 def bind_graph(graph: Graph, sizes: dict[str, int]) -> Graph:
     """A copy of a graph with every symbol replaced by its size."""
-    inputs = tuple(Input(_bind_type(i.type, sizes), i.name) for i in graph.inputs)
+    inputs = tuple(Input(bind_type(i.type, sizes), i.name) for i in graph.inputs)
     nodes = tuple(
         Node(
-            n.op, n.operands, _bind_attrs(n.attrs, sizes),
-            tuple(_bind_type(ty, sizes) for ty in n.types), n.loc,
+            n.op, n.operands, bind_attrs(n.attrs, sizes),
+            tuple(bind_type(ty, sizes) for ty in n.types), n.loc,
         )
         for n in graph.nodes
     )  # fmt: skip
     return Graph(inputs, nodes, graph.outputs, graph.name)
 
 
-def _bind_attrs(attrs: Attrs, sizes: dict[str, int]) -> Attrs:
+def bind_attrs(attrs: Attrs, sizes: dict[str, int]) -> Attrs:
     def bind(value: Any) -> Any:
         if isinstance(value, SymDim):
             return evaluate(value, sizes)

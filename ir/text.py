@@ -131,6 +131,14 @@ def show_around(graph: Graph, index: int, reach: int = 5) -> str:
 
 def graph_symbols(graph: Graph) -> dict[str, Symbol]:
     """Every symbol that occurs in a graph's types and attributes, bodies included."""
+    found = symbols_of(d for ty in graph.types for d in ty.shape)
+    for node in graph.nodes:
+        found |= attribute_symbols(node.attrs)
+    return found
+
+
+def attribute_symbols(attrs: Attrs) -> dict[str, Symbol]:
+    """Every symbol that occurs in the attributes of a node."""
     found: dict[str, Symbol] = {}
 
     def visit(value: Any) -> None:
@@ -145,11 +153,8 @@ def graph_symbols(graph: Graph) -> dict[str, Symbol]:
             case Graph():
                 found.update(graph_symbols(value))
 
-    for ty in graph.types:
-        visit(ty)
-    for node in graph.nodes:
-        for v in node.attrs.values():
-            visit(v)
+    for value in attrs.values():
+        visit(value)
     return found
 
 

@@ -203,9 +203,16 @@ def _conv_compute(c: Call) -> Compute:
     return Compute(space, e.reduce("sum", [channel, *over], element * weight))
 
 
+def window_slices(
+    at: Sequence[int], dilation: Sequence[int], stride: Sequence[int], out: Sequence[int]
+) -> tuple[slice, ...]:
+    """The padded elements that position `at` of a window meets, one for each result."""
+    spans = zip(at, dilation, stride, out, strict=True)
+    return tuple(slice(k * g, k * g + (n - 1) * s + 1 if n else k * g, s) for k, g, s, n in spans)
+
+
 def _conv_reference(c: Call, x: Any, w: Any) -> Any:
     """Sum over kernel positions of shifted slices, in float64."""
-    rank = x.ndim - 2
     padded = pad_or_crop(widen(x), (0, 0, *c.low), (0, 0, *c.high), 0)
     n, oc = x.shape[0], w.shape[0]
     out_shape = _conv_infer(c).static("reference")[2:]
@@ -213,11 +220,7 @@ def _conv_reference(c: Call, x: Any, w: Any) -> Any:
     weights = widen(w).reshape(c.groups, oc // c.groups, *w.shape[1:])
     out = np.zeros((n, c.groups, oc // c.groups, *out_shape), weights.dtype)
     for k in np.ndindex(*w.shape[2:]):
-        cut = tuple(
-            slice(k[d] * c.dilation[d], k[d] * c.dilation[d] + (out_shape[d] - 1) * c.stride[d] + 1,
-                  c.stride[d])
-            for d in range(rank)
-        )  # fmt: skip
+        cut = window_slices(k, c.dilation, c.stride, out_shape)
         piece = grouped[(slice(None),) * 3 + cut]
         piece = piece.reshape(*piece.shape[:3], int(np.prod(out_shape)))
         tap = weights[(slice(None),) * 3 + k]

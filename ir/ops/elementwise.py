@@ -98,7 +98,7 @@ def _fn(name: str) -> tuple[ScalarRule, Callable[..., Any]]:
     """Scalar rule and reference of a function of the scalar table."""
 
     def scalar(c: Call, *xs: Expr) -> Expr:
-        if c.attrs.get("approx") == "poly" and xs[0].dtype == t.f32:
+        if c.attrs.get("approx") == "poly" and xs[0].dtype == t.f32 and name in approx.TABLE:
             return approx.TABLE[name](*xs)
         return e.apply(name, *xs)
 

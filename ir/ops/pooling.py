@@ -11,7 +11,14 @@ from plait.ir import expr as e
 from plait.ir.builder import Capture, Value
 from plait.ir.expr import Compute, Expr
 from plait.ir.op import REQUIRED, Call, Op, captures, register
-from plait.ir.ops.contraction import all_of, require_window, spread, window_size, windowed_index
+from plait.ir.ops.contraction import (
+    all_of,
+    require_window,
+    spread,
+    window_size,
+    window_slices,
+    windowed_index,
+)
 from plait.ir.ops.reduction import mean
 from plait.ir.ops.shapes import load, pad_or_crop, widen
 from plait.ir.types import TensorType
@@ -63,11 +70,7 @@ def _reference(c: Call, x: Any) -> Any:
     out_shape = _infer(c).static("reference")
     parts = []
     for k in np.ndindex(*c.window):
-        cut = tuple(
-            slice(begin, begin + (n - 1) * step + 1 if n else begin, step)
-            for begin, n, step in zip(np.multiply(k, c.dilation), out_shape[2:], c.stride,
-                                      strict=True)
-        )  # fmt: skip
+        cut = window_slices(k, c.dilation, c.stride, out_shape[2:])
         parts.append(padded[(slice(None), slice(None), *cut)])
     stacked = np.stack(parts)
     if kind == "max":

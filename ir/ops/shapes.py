@@ -72,6 +72,8 @@ def widen(x: Any) -> Any:
 def pad_or_crop(x: Any, low: Sequence[int], high: Sequence[int], value: Any) -> Any:
     """An array with `value` added before and after each dimension; negative amounts crop."""
     amounts = list(zip(low, high, strict=True))
+    if not amounts:
+        return x
     out = np.pad(x, [(max(lo, 0), max(hi, 0)) for lo, hi in amounts], constant_values=value)
     return out[
         tuple(
