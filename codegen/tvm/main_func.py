@@ -46,7 +46,7 @@ def build_main(plan: ModulePlan) -> Any:
             size = tirx.IntImm("int64", s.nbytes)
             copy = tirx.call_extern("handle", "memcpy", pointer(s.dst), pointer(s.src), size)
             return tirx.Evaluate(copy)
-        call = tirx.call_extern("int32", s.symbol, *(pointer(a) for a in s.args))
+        call: Any = tirx.call_extern("int32", s.symbol, *(pointer(a) for a in s.args))
         return tirx.IfThenElse(call != 0, tirx.Return(tirx.IntImm("int32", -1)), None)
 
     body = [
