@@ -189,17 +189,20 @@ def size(dim: Dim) -> Expr:
     return Lit(dim, t.i64) if isinstance(dim, int) else Size(dim)
 
 
-def _wrap(value: Scalar, like: t.DType) -> Expr:
-    return value if isinstance(value, Expr) else Lit(value, like)
+def _alike(fn: str, *values: Scalar) -> tuple[Expr, ...]:
+    """Values of one dtype; Python numbers take that of the others."""
+    dtypes = list(dict.fromkeys(v.dtype for v in values if isinstance(v, Expr)))
+    if not dtypes:
+        raise TypeError(f"{fn} of Python numbers alone: give one of them a dtype with `lit`")
+    if len(dtypes) > 1:
+        raise TypeError(f"{fn} of {' and '.join(map(str, dtypes))}: cast one of them")
+    return tuple(v if isinstance(v, Expr) else Lit(v, dtypes[0]) for v in values)
 
 
 def binary(fn: str, a: Scalar, b: Scalar) -> Expr:
     """A two-operand function on one dtype; Python numbers take the other operand's dtype."""
-    dtype = a.dtype if isinstance(a, Expr) else b.dtype if isinstance(b, Expr) else t.f32
-    left, right = _wrap(a, dtype), _wrap(b, dtype)
-    if left.dtype != right.dtype:
-        raise TypeError(f"{fn} of {left.dtype} and {right.dtype}: cast one of them")
-    return Apply(fn, (left, right), dtype)
+    args = _alike(fn, a, b)
+    return Apply(fn, args, args[0].dtype)
 
 
 def compare(fn: str, a: Scalar, b: Scalar) -> Expr:
@@ -214,18 +217,18 @@ def apply(fn: str, *args: Expr, dtype: t.DType | None = None) -> Expr:
 
 
 def select(cond: Expr, a: Scalar, b: Scalar) -> Expr:
-    dtype = a.dtype if isinstance(a, Expr) else b.dtype if isinstance(b, Expr) else t.f32
-    return Apply("select", (cond, _wrap(a, dtype), _wrap(b, dtype)), dtype)
+    branches = _alike("select", a, b)
+    return Apply("select", (cond, *branches), branches[0].dtype)
 
 
 def guard(cond: Expr, a: Expr, b: Scalar) -> Expr:
     """`a` where `cond` holds, else `b`; `a` is not evaluated where it does not."""
-    return Apply("guard", (cond, a, _wrap(b, a.dtype)), a.dtype)
+    return Apply("guard", (cond, *_alike("guard", a, b)), a.dtype)
 
 
 def fma(a: Expr, b: Scalar, c: Scalar) -> Expr:
     """`a * b + c` rounded once."""
-    return Apply("fma", (a, _wrap(b, a.dtype), _wrap(c, a.dtype)), a.dtype)
+    return Apply("fma", _alike("fma", a, b, c), a.dtype)
 
 
 def minimum(a: Expr, b: Scalar) -> Expr:
