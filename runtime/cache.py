@@ -131,6 +131,13 @@ class KernelCache:
         """Remove every entry; returns what was removed."""
         return self.gc(limit=0)
 
+    def remove_damaged(self) -> list[Entry]:
+        """Hold every entry against its digest; remove those that do not fit and return them."""
+        damaged = [e for e in self.entries() if _damaged(e.path)]
+        for entry in damaged:
+            _remove(entry.path)
+        return damaged
+
     def _files(self) -> Iterator[Path]:
         # Three fixed levels: other files that someone keeps under the root are left alone.
         return (p for p in self.root.glob("*/[0-9a-f][0-9a-f]/*") if p.is_file())
@@ -142,6 +149,14 @@ class KernelCache:
                     _remove(path)
             except FileNotFoundError:
                 continue
+
+
+def _damaged(path: Path) -> bool:
+    try:
+        return _verified(path.read_bytes()) is None
+    except OSError as error:  # another process removed it, or it is not ours to read
+        log.warning("cannot read %s: %s", path, error)
+        return False
 
 
 def _verified(data: bytes) -> bytes | None:
