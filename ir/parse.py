@@ -32,8 +32,9 @@ class Parser:
         self.symbols: dict[str, dims.Dim] = {}
 
     def error(self, message: str) -> ParseError:
-        line = self.text.count("\n", 0, self.at) + 1
-        column = self.at - (self.text.rfind("\n", 0, self.at) + 1) + 1
+        at = len(self.text) - len(self.text[self.at :].lstrip())
+        line = self.text.count("\n", 0, at) + 1
+        column = at - self.text.rfind("\n", 0, at)
         return ParseError(message, line=line, column=column)
 
     def peek(self) -> tuple[str, str]:
@@ -70,6 +71,14 @@ class Parser:
         return found
 
     def file(self) -> Graph:
+        """The graph of a whole text; what a number or a string refuses is an error there."""
+        try:
+            return self.declared()
+        except (ValueError, ZeroDivisionError, OverflowError) as error:
+            raise self.error(str(error)) from error
+
+    def declared(self) -> Graph:
+        """Symbols, then one graph, then nothing."""
         while self.accept("sym"):
             name = self.take(kind="name")
             self.take("in")
@@ -248,8 +257,8 @@ class Parser:
         end = self.text.index(">", self.at)
         body = self.text[self.at : end].strip()
         self.at = end
-        if body.startswith("hex "):
-            array = np.frombuffer(bytes.fromhex(body[4:]), ty.dtype.numpy)
+        if body.startswith("hex"):
+            array = np.frombuffer(bytes.fromhex(body[3:]), ty.dtype.numpy)
         else:
             words = [w.strip() for w in body.split(",")] if body else []
             array = np.array([_number(w) for w in words]).astype(ty.dtype.numpy)
