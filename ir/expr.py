@@ -323,10 +323,26 @@ def substitute(expr: Expr, mapping: dict[Axis, Expr]) -> Expr:
 
 
 def _fma(a: Any, b: Any, c: Any) -> Any:
-    wide = np.result_type(a, np.float64)
     if a.dtype == np.float64:
-        wide = np.dtype(np.longdouble)
+        return _fma64(a, b, c)
+    wide = np.result_type(a, np.float64)
     return (a.astype(wide) * b.astype(wide) + c.astype(wide)).astype(a.dtype)
+
+
+def _fma64(a: Any, b: Any, c: Any) -> Any:
+    """`a * b + c` with the exact product (Dekker) and sum (Knuth): no wider type holds it."""
+
+    def split(x: Any) -> tuple[Any, Any]:
+        high = x * 134217729.0
+        high = high - (high - x)
+        return high, x - high
+
+    product, (ah, al), (bh, bl) = a * b, split(a), split(b)
+    rest = ((ah * bh - product) + ah * bl + al * bh) + al * bl
+    total = product + c
+    other = total - product
+    rest = rest + ((product - (total - other)) + (c - other))
+    return np.where(np.isfinite(rest), total + rest, total)
 
 
 def _erf(x: Any) -> Any:

@@ -78,8 +78,12 @@ class _Lowering:
         return result
 
     def _worth_binding(self, node: Expr) -> bool:
-        """Data is bound; index arithmetic stays visible to the vectoriser."""
-        return isinstance(node, (e.Apply, e.Load)) and not self.is_index(node)
+        """Data is bound; index arithmetic stays visible to the vectoriser.
+
+        A bound bool fails to build once its loop is vectorised (TVM 0.27 analyses its value).
+        """
+        data = isinstance(node, (e.Apply, e.Load)) and not self.is_index(node)
+        return data and node.dtype.kind != "b"
 
     def is_index(self, node: Expr) -> bool:
         """Made of loop variables and literals alone."""
@@ -211,7 +215,17 @@ def _pick(a: PrimExpr, b: PrimExpr, better: Callable[[PrimExpr, PrimExpr], PrimE
         return tirx.Select(better(b, a), b, a)
     if isinstance(a, tirx.FloatImm):
         return tirx.Select(better(a, b), a, b)
-    return tirx.Select(tirx.any(better(a, b), tirx.NE(a, a)), a, b)
+    return tirx.Select(tirx.any(better(a, b), _isnan(a)), a, b)
+
+
+def _isnan(x: PrimExpr) -> PrimExpr:
+    """By the bits: TVM's simplifier takes `x != x` for false."""
+    name = dtype_of(x)
+    bits = 64 if name == "float64" else 32 if name == "float32" else 16
+    mantissa = {"float64": 52, "float32": 23, "float16": 10, "bfloat16": 7}[name]
+    infinity = ((1 << (bits - 1)) - 1) >> mantissa << mantissa
+    size = tirx.reinterpret(f"int{bits}", x) & const((1 << (bits - 1)) - 1, f"int{bits}")
+    return size > const(infinity, f"int{bits}")
 
 
 def _bool_or(rule: Callable[..., PrimExpr], on_bool: Callable[..., PrimExpr]) -> Any:
@@ -241,7 +255,7 @@ def _sign(d: t.DType, x: PrimExpr) -> PrimExpr:
     one, zero = const(1, name), const(0, name)
     negative = const(-1, name) if d.kind != "u" else one
     signed = tirx.Select(x > zero, one, tirx.Select(x < zero, negative, zero))
-    return tirx.Select(tirx.NE(x, x), x, signed) if d.is_float else signed
+    return tirx.Select(_isnan(x), x, signed) if d.is_float else signed
 
 
 def _libm(name: str) -> Any:
@@ -292,7 +306,7 @@ FUNCTIONS: dict[str, Callable[..., PrimExpr]] = {
     "le": lambda d, a, b: a <= b,
     "gt": lambda d, a, b: a > b,
     "ge": lambda d, a, b: a >= b,
-    "isnan": lambda d, x: tirx.NE(x, x),
+    "isnan": lambda d, x: _isnan(x),
     "isinf": lambda d, x: tirx.EQ(tirx.abs(x), const(math.inf, dtype_of(x))),
 }  # fmt: skip
 for _name in ("exp", "exp2", "log", "log2", "log10", "log1p", "sqrt", "sin", "cos", "tan", "asin",
