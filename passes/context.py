@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from plait.ir.graph import Graph
+from plait.ir.types import TensorType
 
 if TYPE_CHECKING:
     from plait.passes.memory import MemoryPlan
+    from plait.passes.select import Selection
 
 
 class Target(Protocol):
@@ -18,9 +20,8 @@ class Target(Protocol):
     @property
     def name(self) -> str: ...
 
-    @property
-    def whole(self) -> frozenset[str]:
-        """Composites that the target compiles as they are; the others are decomposed."""
+    def takes(self, op: str, types: tuple[TensorType, ...]) -> bool:
+        """Whether the target compiles a composite as it is; the others are decomposed."""
         ...
 
     @property
@@ -33,12 +34,8 @@ class Target(Protocol):
         """Whether convolutions want their channels innermost."""
         ...
 
-    def pack(self, graph: Graph) -> Graph:
-        """Bring constant weights into the form that the target's kernels read."""
-        ...
-
-    def select(self, body: Graph) -> str:
-        """The schedule text for a kernel."""
+    def select(self, body: Graph, constant: tuple[bool, ...]) -> Selection:
+        """The schedule of a kernel; `constant` tells which operands are constants."""
         ...
 
 

@@ -20,17 +20,21 @@ class Decompose(Pass):
     name = "decompose"
 
     def apply(self, graph: Graph, context: Context) -> Graph:
-        whole = context.require_target(self.name).whole
+        takes = context.require_target(self.name).takes
 
         def visit(b: Builder, node: Node, operands: tuple[Value, ...]) -> Replacement:
+            nonlocal changed
             record = ops.get(node.op)
-            if record.decompose is None or node.op in whole:
+            types = tuple(v.type for v in operands)
+            if record.decompose is None or takes(node.op, types):
                 return None
+            changed = True
             context.fired[f"decompose-{node.op}"] += 1
-            call = record.call(node.attrs, tuple(v.type for v in operands))
-            return record.decompose(b, call, *operands)
+            return record.decompose(b, record.call(node.attrs, types), *operands)
 
-        while any(ops.get(n.op).decompose and n.op not in whole for n in graph.nodes):
+        changed = True
+        while changed:
+            changed = False
             graph = transform(graph, visit)
         return graph
 

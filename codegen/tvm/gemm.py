@@ -116,7 +116,7 @@ def _compute(gemm: Gemm) -> tuple[Any, bool]:
     source = te.compute(acc.shape, lambda *i: acc[i], name="stage") if staged else acc
     out = te.compute(
         (gemm.shape.batch, m, n),
-        lambda b, i, j: gemm.epilogue(source[b, i // mr, j // nr, i % mr, j % nr], (b, i, j)),
+        lambda b, i, j: gemm.epilogue(source(b, i // mr, j // nr, i % mr, j % nr), (b, i, j)),
         name="out",
     )
     return out, staged

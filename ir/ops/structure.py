@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from plait.ir import expr as e
+from plait.ir.expr import Compute
 from plait.ir.op import REQUIRED, Call, Op, register
+from plait.ir.ops.shapes import load
 from plait.ir.types import TensorType
 
 
@@ -35,8 +38,13 @@ def _copy_infer(c: Call) -> TensorType:
     return c.types[0].with_layout(c.layout)
 
 
+def _copy_compute(c: Call) -> Compute:
+    space = e.axes(*c.types[0].shape)
+    return Compute(space, load(0, c.types[0], [e.index(a) for a in space]))
+
+
 register(
-    Op("relayout", ("x",), _copy_infer, lambda c, x: x,
+    Op("relayout", ("x",), _copy_infer, lambda c, x: x, _copy_compute,
        attrs={"layout": None}, traits=frozenset({"layout"}),
        doc="The same tensor in another physical order.")
 )  # fmt: skip

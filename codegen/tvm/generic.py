@@ -1,0 +1,163 @@
+"""Any contraction or window, from its compute definition: right for every dtype and rank.
+
+Eight neighbours of the innermost dimension are reduced together, in order.  Kernels with a
+template of their own are faster; this one has no conditions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from tvm import tirx
+
+from plait.codegen.compose import Composer, definition
+from plait.codegen.tvm.loops import (
+    LANES,
+    PARALLEL_WORK,
+    as_stored,
+    combine,
+    flat,
+    loop,
+    sequence,
+    unflatten,
+    vector,
+)
+from plait.codegen.tvm.lower import const, lower, tir_dtype
+from plait.ir import expr as e
+from plait.ir.errors import Unsupported
+from plait.ir.graph import Graph
+from plait.ir.verify import fail
+from plait.passes.fuse import ANCHORS
+
+PrimExpr = Any
+
+
+def anchor_of(body: Graph) -> int:
+    """The node of a body that is its contraction, window, attention or recurrence."""
+    found = [k for k, n in enumerate(body.nodes) if n.op in ANCHORS]
+    if len(found) != 1:
+        raise Unsupported(f"a kernel needs one anchor, this body has {len(found)}")
+    return found[0]
+
+
+class Generic:
+    """Builds the PrimFunc of one anchored kernel whose anchor is a single reduction."""
+
+    def __init__(self, body: Graph) -> None:
+        self.body = body
+        self.anchor = anchor_of(body)
+        (self.value,) = body.results(self.anchor)
+        self.inputs = [flat(i.type, f"x{k}") for k, i in enumerate(body.inputs)]
+        self.outputs = [flat(ty, f"y{k}") for k, ty in enumerate(body.output_types)]
+        self.compute = definition(body, self.anchor)
+        if not isinstance(self.compute.body, e.Reduce):
+            raise fail(body, self.anchor, "is not one reduction")
+        self.reduce = self.compute.body
+
+    def build(self) -> Any:
+        """A PrimFunc over flat buffers: inputs, then outputs."""
+        out = self.outputs[0]
+        shape = out.type.static("TVM code generation")
+        order = out.type.order
+        extents = [shape[d] for d in order]
+        inner = extents[-1] if extents else 1
+        rows = math.prod(extents[:-1])
+        work = math.prod(extents) * math.prod(self._reduced())
+        kind = tirx.ForKind.PARALLEL if rows >= 2 and work >= PARALLEL_WORK else None
+
+        def row(r: PrimExpr) -> Any:
+            outer = unflatten(r, extents[:-1])
+            whole, rest = divmod(inner, LANES)
+
+            def tile(base: PrimExpr, width: int) -> Any:
+                return self._tile(order, outer, base, width)
+
+            return sequence([
+                loop(whole, lambda j: tile(j * LANES, LANES), None, "j") if whole else None,
+                loop(rest, lambda j: tile(whole * LANES + j, 1), None, "tail") if rest else None,
+            ])  # fmt: skip
+
+        params = [f.buffer for f in (*self.inputs, *self.outputs)]
+        stmts = [loop(rows, row, kind, "row")] if math.prod(extents) else []
+        return tirx.PrimFunc(params, sequence(stmts)).with_attr("s_tir", True)
+
+    def _reduced(self) -> list[int]:
+        found = []
+        for a in self.reduce.axes:
+            if not isinstance(a.extent, int):
+                raise fail(self.body, self.anchor, f"has the symbolic extent {a.extent}")
+            found.append(a.extent)
+        return found
+
+    def _tile(self, order: Sequence[int], outer: Sequence[PrimExpr], base: PrimExpr, width: int) -> Any:
+        """`width` neighbouring results: initialise, reduce, finish with the epilogue."""
+        dtype = self.reduce.dtype
+        acc = tirx.decl_buffer((width,), tir_dtype(dtype), name="acc")
+        start = const(e.identity(self.reduce.kind, dtype), tir_dtype(dtype))
+
+        def index(lane: PrimExpr) -> list[PrimExpr]:
+            where: list[PrimExpr] = [None] * len(order)
+            for d, i in zip(order, [*outer, base + lane], strict=bool(order)):
+                where[d] = i
+            return where
+
+        def update(reduced: list[PrimExpr], lane: PrimExpr) -> Any:
+            return tirx.BufferStore(acc, combine(self.reduce.kind, dtype, acc[lane],
+                                                 self._term(index(lane), reduced)), [lane])  # fmt: skip
+
+        def lanes(stmt: Any) -> Any:
+            return vector(stmt) if width == LANES else stmt(const(0, "int32"))
+
+        extents = self._reduced()
+        return sequence([
+            tirx.AllocBuffer(acc),
+            lanes(lambda v: tirx.BufferStore(acc, start, [v])),
+            loop(math.prod(extents),
+                 lambda p: lanes(lambda v: update(unflatten(p, extents), v)), None, "k")
+            if math.prod(extents) else None,
+            lanes(lambda v: self._finish(acc[v], index(v))),
+        ])  # fmt: skip
+
+    def _term(self, index: list[PrimExpr], reduced: list[PrimExpr]) -> PrimExpr:
+        """One term of the reduction."""
+        node = self.body.nodes[self.anchor]
+        composer = Composer(self.body)
+        made: dict[tuple[int, ...], e.Expr] = {}
+
+        def visit(expr: e.Expr) -> e.Expr | None:
+            if isinstance(expr, e.Load):
+                inner = tuple(e.rebuild(i, visit) for i in expr.index)
+                key = (id(expr),)
+                if key not in made:
+                    made[key] = composer.element(node.operands[expr.operand], inner)
+                return made[key]
+            return None
+
+        term = e.rebuild(self.reduce.body, visit)
+        axes = dict(zip(self.compute.axes, index, strict=True))
+        axes.update(zip(self.reduce.axes, reduced, strict=True))
+        return lower(term, lambda k, where: self.inputs[k].load(where), axes)
+
+    def _finish(self, total: PrimExpr, index: list[PrimExpr]) -> Any:
+        """Store the epilogue's value of each output at one index."""
+        space = e.axes(*self.body.types[self.value].shape)
+        at = tuple(e.index(a) for a in space)
+        anchor = e.Load(-1, (), self.reduce.dtype)
+        composer = Composer(self.body, {self.value: lambda _: anchor})
+        axes = dict(zip(space, index, strict=True))
+
+        def load(k: int, where: list[PrimExpr]) -> PrimExpr:
+            return total if k == -1 else self.inputs[k].load(where)
+
+        return sequence([
+            out.store(index, as_stored(lower(composer.element(v, at), load, axes),
+                                       self.body.types[v].dtype))
+            for v, out in zip(self.body.outputs, self.outputs, strict=True)
+        ])  # fmt: skip
+
+
+def build_generic(body: Graph) -> Any:
+    """The PrimFunc of an anchored kernel without a template, over flat buffers."""
+    return Generic(body).build()

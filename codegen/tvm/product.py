@@ -1,0 +1,210 @@
+"""The template of matrix products: a body's `dot_general` as a batched GEMM with its epilogue.
+
+Any arrangement of dimensions becomes `batch` products of [m, k] by [k, n]: the rows are lhs's free
+dimensions in the order of the result, the columns rhs's.  A constant rhs is packed in panels ahead
+of time; two activations are multiplied in place or packed by the kernel.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import te, tirx
+
+from plait.codegen.schedule import Schedule
+from plait.codegen.target import Template
+from plait.codegen.tiles import GemmShape, Tile, choose_tile
+from plait.codegen.tvm.access import Access, source_input
+from plait.codegen.tvm.gemm import Gemm, schedule_gemm
+from plait.codegen.tvm.generic import anchor_of
+from plait.codegen.tvm.loops import unflatten
+from plait.codegen.tvm.lower import tir_dtype
+from plait.ir import types as t
+from plait.ir.dims import is_static
+from plait.ir.graph import Graph
+from plait.ir.layout import strides
+from plait.ir.ops.contraction import free_dims
+from plait.ir.types import TensorType
+from plait.passes.select import Selection
+
+PrimExpr = Any
+
+
+@dataclass(frozen=True)
+class Product:
+    """How the dimensions of a `dot_general` fall into batch, rows, columns and sum."""
+
+    lhs: TensorType
+    rhs: TensorType
+    lhs_batch: tuple[int, ...]
+    rhs_batch: tuple[int, ...]
+    lhs_free: tuple[int, ...]
+    rhs_free: tuple[int, ...]
+    lhs_sum: tuple[int, ...]
+    rhs_sum: tuple[int, ...]
+
+    @staticmethod
+    def of(body: Graph) -> Product:
+        node = body.nodes[anchor_of(body)]
+        lhs, rhs = (body.types[v] for v in node.operands)
+        a = node.attrs
+        return Product(
+            lhs, rhs, a["lhs_batch"], a["rhs_batch"],
+            tuple(free_dims(lhs.rank, a["lhs_batch"], a["lhs_contract"])),
+            tuple(free_dims(rhs.rank, a["rhs_batch"], a["rhs_contract"])),
+            a["lhs_contract"], a["rhs_contract"],
+        )  # fmt: skip
+
+    def _sizes(self, type: TensorType, dims: Sequence[int]) -> list[int]:
+        shape = type.static("TVM code generation")
+        return [shape[d] for d in dims]
+
+    @property
+    def batch(self) -> list[int]:
+        return self._sizes(self.lhs, self.lhs_batch)
+
+    @property
+    def rows(self) -> list[int]:
+        return self._sizes(self.lhs, self.lhs_free)
+
+    @property
+    def columns(self) -> list[int]:
+        return self._sizes(self.rhs, self.rhs_free)
+
+    @property
+    def sums(self) -> list[int]:
+        return self._sizes(self.lhs, self.lhs_sum)
+
+    @property
+    def shape(self) -> GemmShape:
+        return GemmShape(*(math.prod(p) for p in (self.batch, self.rows, self.columns, self.sums)))
+
+    def lhs_index(self, b: PrimExpr, i: PrimExpr, k: PrimExpr) -> list[PrimExpr]:
+        parts = ((self.lhs_batch, b, self.batch), (self.lhs_free, i, self.rows),
+                 (self.lhs_sum, k, self.sums))  # fmt: skip
+        return _scatter(self.lhs.rank, parts)
+
+    def rhs_index(self, b: PrimExpr, k: PrimExpr, j: PrimExpr) -> list[PrimExpr]:
+        parts = ((self.rhs_batch, b, self.batch), (self.rhs_sum, k, self.sums),
+                 (self.rhs_free, j, self.columns))  # fmt: skip
+        return _scatter(self.rhs.rank, parts)
+
+    def result_index(self, b: PrimExpr, i: PrimExpr, j: PrimExpr) -> list[PrimExpr]:
+        parts = zip((b, i, j), (self.batch, self.rows, self.columns), strict=True)
+        return [x for position, extents in parts for x in unflatten(position, extents)]
+
+
+def _scatter(rank: int, parts: Any) -> list[PrimExpr]:
+    index: list[PrimExpr] = [None] * rank
+    for dims, position, extents in parts:
+        for d, i in zip(dims, unflatten(position, extents), strict=True):
+            index[d] = i
+    return index
+
+
+def choose(body: Graph, constant: tuple[bool, ...], threads: int) -> Selection | None:
+    """Float32 products with static, non-empty dimensions and one output in the result's shape."""
+    anchors = [k for k, n in enumerate(body.nodes) if n.op == "dot_general"]
+    if len(anchors) != 1 or len(body.outputs) != 1:
+        return None
+    node = body.nodes[anchors[0]]
+    if node.types[0].dtype != t.f32 or not all(is_static(ty.shape) for ty in body.types):
+        return None
+    product = Product.of(body)
+    shape = product.shape
+    if 0 in (shape.batch, shape.m, shape.n, shape.k):
+        return None
+    rhs = node.operands[1]
+    packed = rhs < len(body.inputs) and constant[rhs] and not product.rhs_batch
+    packed = packed and len(body.users[rhs]) == 1
+    tile = choose_tile(shape, threads)
+    form = "packed" if packed else _unpacked_form(body, rhs, product)
+    schedule = Schedule.make(
+        "gemm", mr=tile.mr, nr=tile.nr, outer=tile.outer, chunks=tile.chunks,
+        parallel=int(tile.parallel), rhs=form,
+    )  # fmt: skip
+    return Selection(str(schedule), {rhs: ("panels", tile.nr)} if packed else {})
+
+
+def _unpacked_form(body: Graph, rhs: int, product: Product) -> str:
+    """"rows" if neighbouring columns are neighbours in memory, else "any"."""
+    if rhs >= len(body.inputs) or not product.rhs_free:
+        return "any"
+    inner = product.rhs_free[-1]
+    return "rows" if strides(body.types[rhs])[inner] == 1 else "any"
+
+
+def build(body: Graph, schedule: Schedule) -> Any:
+    """The PrimFunc of a product over flat buffers: inputs, then the output."""
+    product = Product.of(body)
+    node = body.nodes[anchor_of(body)]
+    (anchor,) = body.results(anchor_of(body))
+    shape = product.shape
+    tile = Tile(schedule.number("mr"), schedule.number("nr"),
+                "m" if schedule.parameters["outer"] == "m" else "n",
+                schedule.number("chunks"), bool(schedule.number("parallel")))  # fmt: skip
+    rhs = schedule.parameters["rhs"]
+    operands = [_placeholder(i.type, f"x{k}") for k, i in enumerate(body.inputs)]
+    access = Access(body, {k: _reader(x, body.types[k]) for k, x in enumerate(operands)})
+    panels = operands[source_input(body, node.operands[1])] if rhs == "packed" else None
+
+    def a_load(b: PrimExpr, i: PrimExpr, k: PrimExpr) -> PrimExpr:
+        return access.element(node.operands[0], product.lhs_index(b, i, _variable(k)))
+
+    def b_load(b: PrimExpr, *at: PrimExpr) -> PrimExpr:
+        if panels is not None:
+            panel, k, lane = at
+            return panels((panel * shape.k + _variable(k)) * tile.nr + lane)
+        k, j = at
+        return access.element(node.operands[1], product.rhs_index(b, _variable(k), j))
+
+    def epilogue(total: PrimExpr, at: tuple[PrimExpr, PrimExpr, PrimExpr]) -> PrimExpr:
+        return access.epilogue(anchor, total, body.outputs[0], product.result_index(*at))
+
+    out = body.output_types[0]
+    gemm = Gemm(shape, tile, operands, a_load, b_load, epilogue,
+                rhs if rhs in ("packed", "rows") else "any", _out_map(product, out))  # type: ignore[arg-type]  # fmt: skip
+    return schedule_gemm(gemm)
+
+
+def _variable(axis: Any) -> PrimExpr:
+    """The variable of a reduction axis; other indices are expressions already."""
+    return axis.var if isinstance(axis, tirx.IterVar) else axis
+
+
+def _placeholder(type: TensorType, name: str) -> Any:
+    size = max(1, math.prod(type.static("TVM code generation")))
+    return te.placeholder((size,), tir_dtype(type.dtype), name=name)
+
+
+def _reader(tensor: Any, type: TensorType) -> Any:
+    steps = strides(type)
+
+    def read(index: Sequence[PrimExpr]) -> PrimExpr:
+        offset: PrimExpr = tirx.const(0, "int32")
+        for i, step, n in zip(index, steps, type.shape, strict=True):
+            if n != 1:
+                offset = offset + i * step
+        return tensor(offset)
+
+    return read
+
+
+def _out_map(product: Product, out: TensorType) -> Any:
+    """An index map to the output's memory order where it is not row-major."""
+    if out.layout is None:
+        return None
+    steps = strides(out)
+
+    def to_memory(b: PrimExpr, i: PrimExpr, j: PrimExpr) -> list[PrimExpr]:
+        index = product.result_index(b, i, j)
+        return [sum((x * s for x, s in zip(index, steps, strict=True)), tirx.const(0, "int32"))]
+
+    return to_memory
+
+
+GEMM = Template("gemm", choose, build)
+

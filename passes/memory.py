@@ -1,0 +1,254 @@
+"""Memory: one arena for all intermediates, views and in-place results sharing storage.
+
+A plan is plain data.  `plait.passes.memory_check` validates it without sharing code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from plait.ir import op as ops
+from plait.ir.graph import Graph
+from plait.ir.layout import is_view, same_memory
+from plait.ir.types import TensorType
+from plait.passes.context import Context
+from plait.passes.pipeline import Pass, register_pass
+
+ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Where a value lives: `space` is input, output, constant or arena.
+
+    `index` is the number of the input or output, the node of the constant, or the arena block.
+    """
+
+    space: str
+    index: int
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of the arena: bytes [offset, offset + size) from step `first` through `last`."""
+
+    size: int
+    first: int
+    last: int
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Storage of every value, the arena's blocks and its size in bytes.
+
+    `bound` is the largest number of bytes live in any step: no plan can be smaller.
+    """
+
+    storage: tuple[Storage, ...]
+    blocks: tuple[Block, ...]
+    size: int
+    bound: int
+
+
+def nbytes(type: TensorType) -> int:
+    """Bytes of a static tensor, rounded up to the arena's alignment; at least one line."""
+    size = 1
+    for n in type.static("memory planning"):
+        size *= n
+    return max(ALIGNMENT, -(-size * type.dtype.itemsize // ALIGNMENT) * ALIGNMENT)
+
+
+def in_place_operand(graph: Graph, k: int, result: int) -> list[int]:
+    """Operands of kernel `k` whose memory its result number `result` may overwrite.
+
+    Safe when every element of the operand is read only for the element of the result at the same
+    place, and the result is written after it: the operand is read by elementwise nodes of the
+    result's own shape and order alone, and nothing in the body reads the result.
+    """
+    node = graph.nodes[k]
+    if node.op != "kernel":
+        return []
+    body: Graph = node.attrs["body"]
+    out = body.outputs[result]
+    if body.users[out] or len(set(body.outputs)) != len(body.outputs):
+        return []
+    found = []
+    for position, v in enumerate(node.operands):
+        alike = same_memory(body.types[position], body.types[out])
+        if alike and node.operands.count(v) == 1 and _elementwise_only(body, position, out):
+            found.append(v)
+    return found
+
+
+def _elementwise_only(body: Graph, v: int, out: int) -> bool:
+    """Whether all readers of a value, up to the outputs or reductions, keep its place."""
+    for reader in body.users[v]:
+        node = body.nodes[reader]
+        if node.op.startswith("reduce_"):
+            continue
+        (result,) = body.results(reader) if len(node.types) == 1 else (None,)
+        if result is None or not ops.has_trait(node.op, "elementwise"):
+            return False
+        if not same_memory(body.types[result].with_dtype(body.types[out].dtype), body.types[out]):
+            return False
+        if not _elementwise_only(body, result, out):
+            return False
+    return True
+
+
+class Planner:
+    """Assigns storage along the graph's order, then offsets."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.last = self._last_uses()
+        self.storage: list[Storage] = [Storage("input", k) for k in range(len(graph.inputs))]
+        self.spans: list[list[int]] = []  # of each block: size, first, last
+
+    def _last_uses(self) -> list[int]:
+        """Last step that reads each value, views included."""
+        last = [-1] * len(self.graph.types)
+        for v in self.graph.outputs:
+            last[v] = len(self.graph.nodes)
+        for k in range(len(self.graph.nodes) - 1, -1, -1):
+            node = self.graph.nodes[k]
+            for v in self.graph.results(k):
+                last[v] = max(last[v], k)
+            ends = max(last[v] for v in self.graph.results(k)) if self.is_alias(k) else k
+            for v in node.operands:
+                last[v] = max(last[v], ends)
+        return last
+
+    def is_alias(self, k: int) -> bool:
+        node = self.graph.nodes[k]
+        return len(node.operands) == 1 and is_view(node, self.graph.types[node.operands[0]])
+
+    def run(self) -> MemoryPlan:
+        targets = self._output_targets()
+        for k, node in enumerate(self.graph.nodes):
+            if node.op == "constant":
+                self.storage.append(Storage("constant", k))
+            elif self.is_alias(k):
+                self.storage.append(self.storage[node.operands[0]])
+            else:
+                taken: set[int] = set()
+                for r, v in enumerate(self.graph.results(k)):
+                    target = targets.get(v)
+                    self.storage.append(
+                        Storage("output", target) if target is not None
+                        else self._place(k, r, v, taken)
+                    )  # fmt: skip
+        blocks = [Block(*span) for span in self.spans]
+        offsets, size = pack(blocks)
+        placed = tuple(Block(b.size, b.first, b.last, o) for b, o in zip(blocks, offsets, strict=True))
+        return MemoryPlan(tuple(self.storage), placed, size, live_bound(blocks))
+
+    def _output_targets(self) -> dict[int, int]:
+        """Values computed straight into an output: it, or the value it is a view of."""
+        targets: dict[int, int] = {}
+        for index, v in enumerate(self.graph.outputs):
+            made = self.graph.producers[v]
+            while made is not None and self.is_alias(made[0]):
+                v = self.graph.nodes[made[0]].operands[0]
+                made = self.graph.producers[v]
+            if made is not None and self.graph.nodes[made[0]].op != "constant":
+                targets.setdefault(v, index)
+        return targets
+
+    def _place(self, k: int, result: int, v: int, taken: set[int]) -> Storage:
+        """A block that an operand leaves at this step, if the kernel may write there, or a new one."""
+        size = nbytes(self.graph.types[v])
+        for operand in in_place_operand(self.graph, k, result):
+            home = self.storage[operand]
+            if home.space != "arena" or home.index in taken:
+                continue
+            span = self.spans[home.index]
+            if span[2] == k and span[0] == size and self._sole_reader(k, home, operand):
+                taken.add(home.index)
+                span[2] = self.last[v]
+                return home
+        self.spans.append([size, k, self.last[v]])
+        return Storage("arena", len(self.spans) - 1)
+
+    def _sole_reader(self, k: int, home: Storage, operand: int) -> bool:
+        """Whether no other operand of the step lies in the same block."""
+        return all(
+            v == operand or self.storage[v] != home for v in self.graph.nodes[k].operands
+        )
+
+
+def live_bound(blocks: Sequence[Block]) -> int:
+    """The most bytes live at one step."""
+    events: dict[int, int] = {}
+    for b in blocks:
+        events[b.first] = events.get(b.first, 0) + b.size
+        events[b.last + 1] = events.get(b.last + 1, 0) - b.size
+    live = most = 0
+    for step in sorted(events):
+        live += events[step]
+        most = max(most, live)
+    return most
+
+
+Order = Callable[[Block], tuple[int, ...]]
+# Orders in which blocks are placed; the best result of all is taken.
+ORDERS: tuple[Order, ...] = (
+    lambda b: (-b.size, b.first),
+    lambda b: (-b.size * (b.last - b.first + 1), -b.size),
+    lambda b: (-(b.last - b.first), -b.size),
+    lambda b: (b.first, -b.size),
+    lambda b: (-b.last, -b.size),
+)
+
+
+def pack(blocks: Sequence[Block]) -> tuple[list[int], int]:
+    """Offsets of blocks, and the size they need: the best of several greedy orders.
+
+    Each block goes to the lowest offset at which it fits among those already placed whose
+    lifetimes meet its own.
+    """
+    best: list[int] = [0] * len(blocks)
+    size = -1
+    bound = live_bound(blocks)
+    for order in ORDERS:
+        offsets, needed = _pack_in_order(blocks, sorted(range(len(blocks)), key=lambda i: order(blocks[i])))
+        if size < 0 or needed < size:
+            best, size = offsets, needed
+        if size == bound:
+            break
+    return best, max(size, 0)
+
+
+def _pack_in_order(blocks: Sequence[Block], sequence: Sequence[int]) -> tuple[list[int], int]:
+    offsets = [0] * len(blocks)
+    placed: list[int] = []
+    for i in sequence:
+        b = blocks[i]
+        others = sorted(
+            (offsets[j], offsets[j] + blocks[j].size)
+            for j in placed
+            if blocks[j].first <= b.last and b.first <= blocks[j].last
+        )
+        at = 0
+        for begin, end in others:
+            if at + b.size <= begin:
+                break
+            at = max(at, end)
+        offsets[i] = at
+        placed.append(i)
+    return offsets, max((offsets[i] + blocks[i].size for i in placed), default=0)
+
+
+@register_pass
+@dataclass(frozen=True)
+class Allocate(Pass):
+    """Plan the arena; the plan is left in the context, the graph is unchanged."""
+
+    name = "allocate"
+    leaves = "selected"
+
+    def apply(self, graph: Graph, context: Context) -> Graph:
+        context.plan = Planner(graph).run()
+        return graph

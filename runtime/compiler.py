@@ -1,0 +1,265 @@
+"""From a graph to a module: passes, kernels through the cache, the plan, `main`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plait.codegen.plan import (
+    Call,
+    Copy,
+    ModulePlan,
+    PointerArg,
+    TensorSpec,
+    pack_weights,
+    place_weights,
+)
+from plait.ir.errors import PlanError
+from plait.ir.graph import Blob, Graph
+from plait.passes.context import Context
+from plait.passes.hooks import Timing
+from plait.passes.memory import MemoryPlan
+from plait.passes.pipeline import DEFAULT_PIPELINE, Hook, parse_pipeline
+from plait.runtime.artifact import Contents, TargetCode, write_artifact
+from plait.runtime.cache import KernelCache
+from plait.runtime.executor import CompiledModel
+from plait.runtime.loader import Library
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel of a module: its symbol, its meaning, and how often the module calls it."""
+
+    symbol: str
+    body: Graph
+    schedule: str
+    calls: int
+    loc: str
+
+
+@dataclass
+class Module:
+    """A compiled graph: what an artifact stores and what a process runs.
+
+    `stages` holds the graph after the import and after the last pass; `seconds` the time of each
+    stage of the compilation; `built` how many kernels were not in the cache.
+    """
+
+    graph: Graph
+    plan: ModulePlan
+    memory: MemoryPlan
+    objects: tuple[bytes, ...]
+    weights: dict[str, NDArray[Any]]
+    kernels: tuple[Kernel, ...]
+    target: Any
+    stages: dict[str, str] = field(default_factory=dict[str, str])
+    seconds: dict[str, float] = field(default_factory=dict[str, float])
+    built: int = 0
+
+    def load(self, threads: int | None = None) -> CompiledModel:
+        """Link the module into this process."""
+        blob = pack_weights(self.plan.weights, self.weights)
+        return CompiledModel(self.plan, Library(self.objects), blob, threads)
+
+    def save(
+        self,
+        path: Path,
+        samples_in: dict[str, NDArray[Any]] | None = None,
+        samples_out: dict[str, NDArray[Any]] | None = None,
+    ) -> None:
+        """Write the module as an artifact."""
+        code = TargetCode(self.target, self.plan, self.objects)
+        write_artifact(
+            path,
+            Contents(self.plan.name, (code,), self.weights, samples_in or {}, samples_out or {},
+                     self.stages),
+        )  # fmt: skip
+
+
+def compile_graph(
+    graph: Graph,
+    *,
+    pipeline: str = DEFAULT_PIPELINE,
+    cpu: str = "native",
+    threads: int = 2,
+    hooks: Sequence[Hook] = (),
+    cache: KernelCache | None = None,
+    progress: Progress | None = None,
+    keep_stages: bool = False,
+) -> Module:
+    """Compile a static graph without ATen fallbacks for a CPU.
+
+    `cpu` is an LLVM CPU name or `native`; `progress(stage, done, total)` is told of each kernel.
+    Raises the errors of the passes, `UnsupportedSymbol` for symbolic sizes, `CompileFailure`.
+    """
+    from plait.codegen.tvm.build import named_target
+    from plait.codegen.tvm.main_func import compile_main
+    from plait.codegen.tvm.target import cpu_target
+
+    began = time.perf_counter()
+    timing = Timing()
+    context = Context(cpu_target(threads))
+    lowered = parse_pipeline(pipeline).run(graph, context, [timing, *hooks])
+    if context.plan is None:
+        raise PlanError(f"the pipeline {pipeline!r} makes no memory plan: it lacks `allocate`")
+    seconds = {"passes": time.perf_counter() - began}
+    machine = named_target(cpu)
+    builder = _Kernels(lowered, machine, threads, cache or KernelCache(), progress)
+    kernels, objects = builder.run()
+    seconds["kernels"] = time.perf_counter() - began - seconds["passes"]
+    plan, weights = make_plan(lowered, context.plan, builder.symbols)
+    main = builder.through_cache(
+        f"main-{plan.main_symbol}", lambda: compile_main(plan, machine)
+    )
+    seconds["total"] = time.perf_counter() - began
+    seconds["main"] = seconds["total"] - seconds["passes"] - seconds["kernels"]
+    stages = {"imported": str(graph), "lowered": str(lowered)} if keep_stages else {}
+    return Module(lowered, plan, context.plan, (*objects, main), weights, kernels, machine, stages,
+                  {**seconds, **{f"pass.{n}": s for n, s in timing.seconds}}, builder.built)  # fmt: skip
+
+
+class _Kernels:
+    """Compiles the distinct kernels of a lowered graph, each at most once ever."""
+
+    def __init__(
+        self, graph: Graph, machine: Any, threads: int, cache: KernelCache,
+        progress: Progress | None,
+    ) -> None:  # fmt: skip
+        self.graph, self.machine, self.cache = graph, machine, cache
+        self.threads = threads
+        self.progress = progress or (lambda stage, done, total: None)
+        self.built = 0
+        self.symbols: dict[int, str] = {}
+
+    def run(self) -> tuple[tuple[Kernel, ...], list[bytes]]:
+        from plait.codegen.tvm.build import KernelJob, compile_many
+
+        calls: dict[str, int] = {}
+        nodes: dict[str, int] = {}
+        for k, node in enumerate(self.graph.nodes):
+            if node.op == "kernel":
+                symbol = self._symbol(node.attrs["body"], node.attrs["schedule"])
+                self.symbols[k] = symbol
+                calls[symbol] = calls.get(symbol, 0) + 1
+                nodes.setdefault(symbol, k)
+        found = {s: data for s in nodes if (data := self.cache.get(s[2:])) is not None}
+        missing = [s for s in nodes if s not in found]
+        done = len(found)
+
+        def finished(job: KernelJob, data: bytes) -> None:
+            nonlocal done
+            self.cache.put(job.symbol[2:], data)
+            done += 1
+            self.progress("kernels", done, len(nodes))
+
+        jobs = [KernelJob(s, self._maker(nodes[s])) for s in missing]
+        if jobs:
+            found.update(compile_many(jobs, self.machine, 2, finished))
+        self.built = len(jobs)
+        kernels = tuple(self._kernel(s, nodes[s], calls[s]) for s in nodes)
+        return kernels, [found[s] for s in nodes]
+
+    def _symbol(self, body: Graph, schedule: str) -> str:
+        key = "\0".join((body.digest, schedule, str(self.machine), code_fingerprint()))
+        return f"k_{sha256(key.encode()).hexdigest()[:32]}"
+
+    def _maker(self, k: int) -> Callable[[], Any]:
+        from plait.codegen.tvm.pointers import over_pointers
+        from plait.codegen.tvm.target import cpu_target
+
+        attrs = self.graph.nodes[k].attrs
+        target = cpu_target(self.threads)
+        return lambda: over_pointers(target.build(attrs["body"], attrs["schedule"]))
+
+    def _kernel(self, symbol: str, k: int, calls: int) -> Kernel:
+        node = self.graph.nodes[k]
+        return Kernel(symbol, node.attrs["body"], node.attrs["schedule"], calls, node.loc)
+
+    def through_cache(self, key: str, make: Callable[[], bytes]) -> bytes:
+        full = sha256("\0".join((key, str(self.machine), code_fingerprint())).encode()).hexdigest()
+        data = self.cache.get(full)
+        if data is None:
+            data = make()
+            self.cache.put(full, data)
+        return data
+
+
+@cache
+def code_fingerprint() -> str:
+    """A digest of what decides a kernel's code beside its body: this compiler and its toolchain."""
+    import plait.codegen
+    import plait.ir
+    from plait.codegen.tvm.build import toolchain
+
+    digest = sha256(toolchain().encode())
+    for package in (plait.codegen, plait.ir):
+        for path in sorted(Path(package.__path__[0]).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def make_plan(
+    graph: Graph, memory: MemoryPlan, symbols: dict[int, str]
+) -> tuple[ModulePlan, dict[str, NDArray[Any]]]:
+    """The plan of a lowered graph, and its weights by name."""
+    inputs = tuple(
+        TensorSpec(i.name or f"input{k}", i.type.dtype.name, i.type.static("the plan"))
+        for k, i in enumerate(graph.inputs)
+    )
+    outputs = tuple(
+        TensorSpec(f"output{k}", ty.dtype.name, ty.static("the plan"))
+        for k, ty in enumerate(graph.output_types)
+    )
+    names, weights = _name_weights(graph, memory)
+    placed = place_weights(
+        TensorSpec(n, a.dtype.name, tuple(a.shape)) for n, a in weights.items()
+    )
+    offsets = {w.name: w.byte_offset for w in placed}
+
+    def pointer(v: int) -> PointerArg:
+        home = memory.storage[v]
+        if home.space == "constant":
+            return PointerArg("weights", 0, offsets[names[home.index]])
+        if home.space == "arena":
+            return PointerArg("arena", 0, memory.blocks[home.index].offset)
+        return PointerArg("input" if home.space == "input" else "output", home.index)
+
+    steps: list[Call | Copy] = []
+    for k, node in enumerate(graph.nodes):
+        if node.op == "kernel":
+            args = [pointer(v) for v in (*node.operands, *graph.results(k))]
+            steps.append(Call(symbols[k], tuple(args), node.attrs["body"].name))
+    for index, v in enumerate(graph.outputs):
+        source = pointer(v)
+        if source != PointerArg("output", index):
+            steps.append(Copy(PointerArg("output", index), source, outputs[index].nbytes))
+    return ModulePlan(graph.name, inputs, outputs, tuple(steps), memory.size, placed), weights
+
+
+def _name_weights(graph: Graph, memory: MemoryPlan) -> tuple[dict[int, str], dict[str, Any]]:
+    """A name for every constant in memory; equal ones share it."""
+    names: dict[int, str] = {}
+    weights: dict[str, Any] = {}
+    seen: dict[Blob, str] = {}
+    for k, node in enumerate(graph.nodes):
+        if node.op != "constant":
+            continue
+        blob: Blob = node.attrs["value"]
+        if blob not in seen:
+            name = blob.name or "constant"
+            while name in weights:
+                name = f"{blob.name or 'constant'}.{len(weights)}"
+            seen[blob] = name
+            weights[name] = np.asarray(blob.array)
+        names[k] = seen[blob]
+    return names, weights
