@@ -95,13 +95,13 @@ class Op:
         self._check_arity(len(types))
         try:
             found = self.infer(self.call(attrs, types))
+            results = found if isinstance(found, tuple) else (found,)
+            negative = [d for ty in results for d in ty.shape if bounds(d)[1] < 0]
         except (AttributeError, IndexError, TypeError, ValueError) as error:
             # A rule may trip over an attribute of the wrong kind: that is a refusal too.
             raise TypeRuleError(f"attributes {attrs} do not fit: {error}", op=self.name) from error
-        results = found if isinstance(found, tuple) else (found,)
-        for size in (d for ty in results for d in ty.shape):
-            if bounds(size)[1] < 0:
-                raise TypeRuleError(f"the result would have the size {size}", op=self.name)
+        if negative:
+            raise TypeRuleError(f"the result would have the size {negative[0]}", op=self.name)
         return results
 
     def _check_arity(self, count: int) -> None:

@@ -1,0 +1,103 @@
+"""Type rules and compute definitions on symbols, against the same on ints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from plait.fuzz.generate import Settings, generate
+from plait.fuzz.samples import SAMPLES, Sample
+from plait.ir import dims
+from plait.ir import op as ops
+from plait.ir.dims import Dim, symbol
+from plait.ir.errors import PlaitError
+from plait.ir.expr_eval import evaluate
+from plait.ir.interp import bind_attrs, bind_type, interpret
+from plait.ir.types import TensorType
+from plait.ir.verify import verify
+
+# Attributes that hold sizes: these follow when an operand's size becomes a symbol.
+SIZES = ("shape", "size", "shapes")
+
+
+def named(value: Any, names: dict[int, Dim]) -> Any:
+    if isinstance(value, tuple):
+        return tuple(named(v, names) for v in value)
+    return names.get(value, value) if isinstance(value, int) else value
+
+
+def symbolic(sample: Sample, size: int) -> tuple[tuple[TensorType, ...], dict[str, Any]]:
+    """Types and attributes of a sample with every dimension of one size made a symbol."""
+    names: dict[int, Dim] = {size: symbol("n", 1, 64)}
+    types = tuple(TensorType(ty.dtype, named(ty.shape, names)) for ty in sample.types)
+    attrs = {k: named(v, names) if k in SIZES else v for k, v in sample.complete.items()}
+    return types, attrs
+
+
+CASES = [
+    pytest.param(s, n, id=f"{s}-{n}")
+    for s in SAMPLES
+    for n in sorted({d for ty in s.types for d in ty.shape if isinstance(d, int) and d > 1})
+    if s.op not in ("kernel", "aten")
+]
+
+
+@pytest.mark.parametrize(("sample", "size"), CASES)
+def test_the_rule_on_a_symbol_gives_the_result_on_ints(sample: Sample, size: int) -> None:
+    """A rule may refuse a symbol; what it accepts evaluates to the plain result."""
+    types, given_ = symbolic(sample, size)
+    record = ops.get(sample.op)
+    attrs = record.complete(given_)
+    try:
+        found = record.result_types(attrs, types)
+    except (PlaitError, NotImplementedError):
+        return
+    sizes = {"n": size}
+    want = record.result_types(sample.complete, sample.types)
+    assert tuple(bind_type(ty, sizes) for ty in found) == want
+    assert bind_attrs(attrs, sizes) == sample.complete
+    try:
+        computes = record.computes(attrs, types)
+    except AssertionError:
+        return
+    results = interpret(sample.graph(), sample.arrays)
+    for compute, result in zip(computes or (), results, strict=False):
+        got = evaluate(compute, sample.arrays, sizes)
+        assert (got.dtype, got.shape) == (result.dtype, result.shape)
+        np.testing.assert_allclose(got, result, rtol=1e-4, atol=1e-5)
+
+
+ELEMENTWISE_REFUSALS = {s.op for s in SAMPLES if "elementwise" in ops.get(s.op).traits}
+
+
+@pytest.mark.parametrize("name", sorted(ops.OPS.keys() - {"kernel", "aten", "constant", "iota"}))
+def test_every_rule_takes_a_symbolic_batch(name: str) -> None:
+    """The first dimension of some sample of each op can be a symbol."""
+    record = ops.get(name)
+    accepted = 0
+    for sample in (s for s in SAMPLES if s.op == name):
+        for size in {d for ty in sample.types for d in ty.shape if isinstance(d, int)}:
+            types, attrs = symbolic(sample, size)
+            try:
+                found = record.result_types(record.complete(attrs), types)
+            except (PlaitError, NotImplementedError):
+                continue
+            accepted += bool(dims.symbols_of(d for ty in found for d in ty.shape))
+    assert accepted or name in ELEMENTWISE_REFUSALS, f"{name} takes no symbolic dimension"
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.integers(2, 4))
+@settings(max_examples=60, deadline=None)
+def test_whole_graphs_verify_at_every_size(seed: int, n: int, m: int) -> None:
+    graph = generate(seed, Settings(nodes=8))
+    sizes = {"n": n, "m": m}
+    for node in graph.nodes:
+        types = tuple(bind_type(graph.types[v], sizes) for v in node.operands)
+        plain = ops.get(node.op).result_types(bind_attrs(node.attrs, sizes), types)
+        want = tuple(bind_type(ty, sizes).with_layout(None) for ty in node.types)
+        assert tuple(ty.with_layout(None) for ty in plain) == want, node.op
+    verify(graph)
