@@ -96,10 +96,12 @@ def compile_graph(
     cache: KernelCache | None = None,
     progress: Progress | None = None,
     keep_stages: bool = False,
+    output_names: Sequence[str] = (),
 ) -> Module:
     """Compile a static graph without ATen fallbacks for a CPU.
 
-    `cpu` is an LLVM CPU name or `native`; `progress(stage, done, total)` is told of each kernel.
+    `cpu` is an LLVM CPU name or `native`; `progress(stage, done, total)` is told of each kernel;
+    `output_names` are those of the outputs in order (default: `output0` and so on).
     Raises the errors of the passes, `UnsupportedSymbol` for symbolic sizes, `CompileFailure`.
     """
     from plait.codegen.tvm.build import named_target
@@ -117,7 +119,7 @@ def compile_graph(
     builder = _Kernels(lowered, machine, threads, cache or KernelCache(), progress)
     kernels, objects = builder.run()
     seconds["kernels"] = time.perf_counter() - began - seconds["passes"]
-    plan, weights = make_plan(lowered, context.plan, builder.symbols)
+    plan, weights = make_plan(lowered, context.plan, builder.symbols, output_names)
     main = builder.through_cache(
         f"main-{plan.main_symbol}", lambda: compile_main(plan, machine)
     )
@@ -209,16 +211,17 @@ def code_fingerprint() -> str:
 
 
 def make_plan(
-    graph: Graph, memory: MemoryPlan, symbols: dict[int, str]
+    graph: Graph, memory: MemoryPlan, symbols: dict[int, str], output_names: Sequence[str] = ()
 ) -> tuple[ModulePlan, dict[str, NDArray[Any]]]:
     """The plan of a lowered graph, and its weights by name."""
     inputs = tuple(
         TensorSpec(i.name or f"input{k}", i.type.dtype.name, i.type.static("the plan"))
         for k, i in enumerate(graph.inputs)
     )
+    names_out = output_names or [f"output{k}" for k in range(len(graph.outputs))]
     outputs = tuple(
-        TensorSpec(f"output{k}", ty.dtype.name, ty.static("the plan"))
-        for k, ty in enumerate(graph.output_types)
+        TensorSpec(name, ty.dtype.name, ty.static("the plan"))
+        for name, ty in zip(names_out, graph.output_types, strict=True)
     )
     names, weights = _name_weights(graph, memory)
     placed = place_weights(

@@ -61,12 +61,3 @@ def random_inputs(specs: Sequence[TensorSpec], seed: int = 0) -> dict[str, NDArr
         else:
             arrays[spec.name] = np.zeros(spec.shape, spec.numpy)
     return arrays
-
-
-def declared(spec: TensorSpec, array: NDArray[Any]) -> NDArray[Any]:
-    """`array` with the dtype that its spec names (bfloat16 travels as uint16)."""
-    if spec.dtype == "bfloat16":
-        import ml_dtypes
-
-        return array.view(ml_dtypes.bfloat16)
-    return array

@@ -27,6 +27,7 @@ INTERRUPTED = 130
 COMMANDS: list[tuple[str, str]] = [
     ("plait.cli.doctor", "doctor"),
     ("plait.cli.explain", "explain"),
+    ("plait.cli.compile", "compile"),
     ("plait.cli.run", "run"),
     ("plait.cli.bench", "bench"),
     ("plait.cli.inspect", "inspect"),

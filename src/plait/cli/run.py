@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,8 +16,8 @@ from plait.ir.errors import UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from plait.cli.arrays import Arrays
     from plait.codegen.plan import TensorSpec
+    from plait.ir.agreement import Agreement
 
 ThreadsOption = Annotated[
     int | None, typer.Option(min=1, help="Threads (default: PLAIT_NUM_THREADS).")
@@ -28,29 +28,23 @@ InputsOption = Annotated[
 ]
 
 
-def _check(specs: Sequence[TensorSpec], got: Arrays, want: Arrays) -> list[dict[str, Any]]:
-    """How each output agrees with the one that the artifact brings."""
-    from plait.cli.arrays import declared
-    from plait.ir.agreement import compare
-
-    verdicts = []
-    for spec in specs:
-        result = compare(declared(spec, got[spec.name]), declared(spec, want[spec.name]))
-        verdicts.append(
-            {
-                "output": spec.name,
-                "agrees": result.agrees,
-                "largest_difference": result.largest,
-                "mean_difference": result.mean,
-                "scale": result.scale,
-                "reason": result.reason,
-            }
-        )
-    return verdicts
+def verdicts(agreements: Mapping[str, Agreement]) -> list[dict[str, Any]]:
+    """How each output agrees with the expected one, as plain data."""
+    return [
+        {
+            "output": name,
+            "agrees": result.agrees,
+            "largest_difference": result.largest,
+            "mean_difference": result.mean,
+            "scale": result.scale,
+            "reason": result.reason,
+        }
+        for name, result in agreements.items()
+    ]
 
 
 def _describe(spec: TensorSpec, array: Any) -> dict[str, Any]:
-    from plait.cli.arrays import declared
+    from plait.runtime.check import declared
 
     row: dict[str, Any] = {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
     if array.size and spec.dtype != "complex64":
@@ -71,9 +65,13 @@ def _draw(where: Console, data: dict[str, Any]) -> None:
     output.print_table(where, ["output", "type", "min>", "mean>", "max>"], rows)
     load, run = (output.format_seconds(data[key]) for key in ("load_seconds", "run_seconds"))
     where.print(f"loaded in {load}, ran in {run} on {data['threads']} threads")
-    for verdict in data.get("check", []):
+    draw_verdicts(where, data.get("check", []))
+
+
+def draw_verdicts(where: Console, found: list[dict[str, Any]]) -> None:
+    for verdict in found:
         state = "agrees" if verdict["agrees"] else verdict["reason"]
-        where.print(f"{verdict['output']}: {state}", markup=False)
+        where.print(f"output {verdict['output']}: {state}", markup=False)
 
 
 def _number(row: dict[str, Any], key: str) -> str:
@@ -98,6 +96,7 @@ def run(
 
     from plait.cli.arrays import read_inputs
     from plait.runtime.artifact import Artifact
+    from plait.runtime.check import check_outputs
 
     if check and inputs:
         raise UsageError("--check compares results of the bundled inputs: leave out --input")
@@ -125,7 +124,7 @@ def run(
         "saved": save,
     }
     if check:
-        data["check"] = _check(compiled.outputs, results, expected)
+        data["check"] = verdicts(check_outputs(compiled.outputs, results, expected))
     output.emit("run", data, lambda where: _draw(where, data), as_json)
     if not all(verdict["agrees"] for verdict in data.get("check", [])):
         raise typer.Exit(1)
