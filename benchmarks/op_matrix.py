@@ -37,6 +37,12 @@ STATUSES: Final = {
 }
 
 
+# Operators whose results have no defined values.
+UNSPECIFIED: Final = frozenset(
+    {"empty", "empty_like", "empty_permuted", "empty_strided", "new_empty", "new_empty_strided"}
+)
+
+
 @dataclass
 class Row:
     """The outcome of one operator."""
@@ -44,7 +50,7 @@ class Row:
     name: str
     status: str
     samples: int = 0
-    fallbacks: list[str] = field(default_factory=list)
+    fallbacks: dict[str, str] = field(default_factory=dict)  # operator left to torch: reason
     message: str = ""
     seconds: float = 0.0
 
@@ -190,7 +196,7 @@ def run_operator(op: Any, name: str, args: argparse.Namespace) -> Row:
         for sample in op.sample_inputs("cpu", torch.float32, requires_grad=grad):
             status, fallbacks, message = run_sample(op, sample, args.executor, grad)
             row.samples += 1
-            row.fallbacks = sorted({*row.fallbacks, *fallbacks})
+            row.fallbacks |= fallbacks
             ranks = list(STATUSES)
             if ranks.index(status) > ranks.index(row.status):
                 row.status, row.message = status, message
@@ -202,8 +208,8 @@ def run_operator(op: Any, name: str, args: argparse.Namespace) -> Row:
     return row
 
 
-def run_sample(op: Any, sample: Any, executor: str, grad: bool) -> tuple[str, list[str], str]:
-    """Status, operators left to torch, and a message for one sample."""
+def run_sample(op: Any, sample: Any, executor: str, grad: bool) -> tuple[str, dict[str, str], str]:
+    """Status, operators left to torch with the reasons, and a message for one sample."""
     import torch
 
     from plait.frontend import dynamo
@@ -214,7 +220,7 @@ def run_sample(op: Any, sample: Any, executor: str, grad: bool) -> tuple[str, li
     try:
         expected = evaluate(call, sample, grad)
     except Exception as error:
-        return "uncaptured", [], f"eager raises: {_first_line(error)}"
+        return "uncaptured", {}, f"eager raises: {_first_line(error)}"
     torch._dynamo.reset()
     dynamo.RECENT.clear()
     compiled = torch.compile(call, backend="plait", options={"executor": executor})
@@ -222,19 +228,23 @@ def run_sample(op: Any, sample: Any, executor: str, grad: bool) -> tuple[str, li
         found = evaluate(compiled, sample, grad)
     except Exception as error:
         kind = "error" if dynamo.RECENT else "uncaptured"
-        if "plait" in _first_line(error) or isinstance(error, torch._dynamo.exc.BackendError):
+        if "plait" in _first_line(error) or isinstance(
+            error, torch._dynamo.exc.BackendCompilerFailed
+        ):
             kind = "error"
-        return kind, [], _first_line(error)
+        return kind, {}, _first_line(error)
     graphs = list(dynamo.RECENT)
-    fallbacks = sorted({f.target for graph in graphs for f in graph.fallbacks})
-    message = compare(found, expected, lambda: evaluate(call, _double(sample), grad))
+    fallbacks = {f.target: f.reason for graph in graphs for f in graph.fallbacks}
+    message = ""
+    if op.name not in UNSPECIFIED:
+        message = compare(found, expected, lambda: evaluate(call, _double(sample), grad))
     if message:
         return "mismatch", fallbacks, message
     eager = [graph.reason_eager for graph in graphs if graph.reason_eager]
     if eager:
         return "eager", fallbacks, eager[0]
     if not graphs:
-        return "uncaptured", [], "no graph"
+        return "uncaptured", {}, "no graph"
     return ("fallback" if fallbacks else "native"), fallbacks, ""
 
 

@@ -1,7 +1,7 @@
 """Which ATen operators torch takes apart for us, and which reach the importer whole.
 
-The table is torch's own (core ATen) less every operator that the IR has an importer for: the IR
-has them as ops or composites and lowers them better than their parts.
+The table is torch's own (core ATen) with a few rules more, less every operator that the IR has an
+importer for: the IR has them as ops or composites and lowers them better than their parts.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from functools import cache
 from typing import Any, Final
 
 import torch
+from torch._decomp import decomposition_table
 from torch._ops import OpOverload
 
+from plait.frontend import rules
 from plait.ir import op as ops
 
 # Whole even without an importer: recurrent layers unroll to thousands of nodes, and taking
@@ -38,7 +40,12 @@ def whole() -> frozenset[OpOverload]:
 
 @cache
 def _table() -> dict[Any, Callable[..., Any]]:
-    full = torch.export.default_decompositions()
+    full = dict(torch.export.default_decompositions().items())
+    for name in rules.FROM_TORCH:
+        packet = getattr(torch.ops.aten, name)
+        overloads = [getattr(packet, overload) for overload in packet.overloads()]
+        full |= {o: decomposition_table[o] for o in overloads if o in decomposition_table}
+    full |= rules.RULES
     return {op: rule for op, rule in full.items() if op not in whole()}
 
 

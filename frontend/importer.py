@@ -15,10 +15,12 @@ from typing import Any, Final
 import torch
 from torch import SymBool, SymFloat, SymInt, Tensor, fx
 from torch._ops import OpOverload
+from torch.utils import _pytree as pytree
 
 from plait.frontend.aten import Arguments
 from plait.frontend.tensors import Sizes, blob_of, dim_of, dtype_of, type_of
 from plait.ir import op as ops
+from plait.ir import types
 from plait.ir.builder import Builder, Capture, Value
 from plait.ir.errors import PlaitError, Unsupported
 from plait.ir.graph import Blob, Graph
@@ -41,6 +43,15 @@ CHECKS: Final = frozenset(
 LAYOUT_SENSITIVE: Final = frozenset(
     {"aten.as_strided.default", "aten.as_strided_scatter.default", "aten.view.dtype"}
 )
+
+
+# Element types that the IR computes with; the others are carried, and computed by torch.
+COMPUTED: Final = frozenset(
+    {
+        types.f32, types.f64, types.i8, types.i16, types.i32, types.i64, types.u8, types.u16,
+        types.u32, types.u64, types.bool_,
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -222,6 +233,7 @@ def _import(
     try:
         args = [_argument(state, a) for a in node.args]
         kwargs = {k: _argument(state, a) for k, a in node.kwargs.items()}
+        _require_computed(args, results)
         made = importer(Capture(b, results), *args, **kwargs)
         _check(target, made, value, state.sizes)
     except (PlaitError, NotImplementedError) as error:
@@ -229,6 +241,13 @@ def _import(
         _log.debug("%s falls back: %s", target, error)
         return None, str(error) or type(error).__name__
     return made, ""
+
+
+def _require_computed(args: Sequence[Any], results: Sequence[TensorType]) -> None:
+    operands = [a.type for a in pytree.tree_leaves(args) if isinstance(a, Value)]
+    for ty in (*operands, *results):
+        if ty.dtype not in COMPUTED:
+            raise NotImplementedError(f"arithmetic in {ty.dtype}")
 
 
 def _check(target: str, made: Any, value: Any, sizes: Sizes | None) -> None:

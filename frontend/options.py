@@ -33,9 +33,6 @@ class Options(BaseModel):
     )
     pipeline: str = Field("", description="The pass pipeline as text; empty for the default.")
     threads: int | None = Field(None, ge=1, description="Threads of compiled code.")
-    tune: float = Field(
-        0.0, ge=0.0, description="Seconds to spend per graph on measuring candidate schedules."
-    )
     verify_passes: bool = Field(
         False, description="Interpret the graph before and after every pass and compare."
     )
@@ -46,11 +43,13 @@ class Options(BaseModel):
         return {True: "always", False: "never"}.get(value, value) if value in (0, 1) else value
 
 
+# Names that torch gives meaning to. A compiled call has no launch overhead left to reduce, and
+# schedules are measured by `plait tune`, not during a call: the modes differ in nothing yet.
 MODES: Final[Mapping[str, dict[str, Any]]] = {
     "default": {},
     "reduce-overhead": {},
-    "max-autotune": {"tune": 30.0},
-    "max-autotune-no-cudagraphs": {"tune": 30.0},
+    "max-autotune": {},
+    "max-autotune-no-cudagraphs": {},
 }
 
 

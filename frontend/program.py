@@ -13,6 +13,7 @@ from torch import Tensor
 
 from plait.frontend.segments import HostCall, Segment, last_uses, split
 from plait.frontend.tensors import TO_TORCH
+from plait.ir.errors import PlaitError
 from plait.ir.graph import Graph
 from plait.ir.interp import interpret
 from plait.ir.ops import aten
@@ -93,9 +94,14 @@ def _host_constants(graph: Graph, steps: Sequence[HostCall | Segment]) -> dict[i
 def host_call(step: HostCall) -> Run:
     """Torch's operator as a step."""
     target, arguments = step.node.attrs["target"], step.node.attrs["arguments"]
+    expected = [(TO_TORCH[ty.dtype], ty.static(target)) for ty in step.node.types]
 
     def run(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-        return [dense(t) for t in aten.call(target, arguments, tensors)]
+        results = [dense(t) for t in aten.call(target, arguments, tensors)]
+        found = [(t.dtype, tuple(t.shape)) for t in results]
+        if found != expected:
+            raise PlaitError(f"{target} gave {found}, torch's shape rule for it says {expected}")
+        return results
 
     return run
 

@@ -1,0 +1,40 @@
+"""Options of the backend: every bad one is named in a sentence."""
+
+from __future__ import annotations
+
+import pytest
+
+from plait.frontend import options
+from plait.ir.errors import UnknownName, UsageError
+
+
+def test_unknown_option_suggests_the_nearest() -> None:
+    with pytest.raises(UnknownName, match="unknown option 'frieze', did you mean 'freeze'"):
+        options.resolve(None, {"frieze": True})
+
+
+def test_unknown_mode_suggests_the_nearest() -> None:
+    with pytest.raises(UnknownName, match="did you mean 'max-autotune'"):
+        options.resolve("max-autotun", None)
+
+
+def test_bad_value_names_the_option() -> None:
+    with pytest.raises(UsageError, match="option 'freeze'"):
+        options.resolve(None, {"freeze": "sometimes"})
+
+
+@pytest.mark.parametrize(("value", "word"), [(True, "always"), (False, "never"), ("auto", "auto")])
+def test_freeze_takes_a_bool(value: object, word: str) -> None:
+    assert options.resolve(None, {"freeze": value}).freeze == word
+
+
+def test_every_mode_of_torch_is_known() -> None:
+    from torch._inductor import list_mode_options
+
+    for mode in ("default", *list_mode_options()):
+        options.resolve(mode, None)
+
+
+def test_every_option_is_described() -> None:
+    assert set(options.list_options()) == set(options.Options.model_fields)
+    assert all(len(text) > 20 for text in options.list_options().values())
