@@ -191,7 +191,7 @@ def _filled(value: Any) -> Callable[..., Value]:
     """Importer of a tensor filled with a number, or with the argument at a position."""
 
     def run(cx: Capture, *args: Any, **_: Any) -> Value:
-        fill = value(args) if callable(value) else value
+        fill: Any = value(args) if callable(value) else value
         if isinstance(fill, Value):
             return cx.emit("broadcast_to", cx.b.cast(fill, cx.dtype), shape=cx.result[0].shape)
         return cx.b.full(cx.result[0].shape, fill, cx.dtype)

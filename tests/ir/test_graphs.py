@@ -152,7 +152,7 @@ def test_compute_definitions_hold_on_symbolic_sizes(seed: int) -> None:
         for compute, want in zip(computes or (), results, strict=False):
             got = evaluate(compute, arrays, sizes)
             assert (got.dtype, got.shape) == (want.dtype, np.shape(want))
-            loose = {"rtol": 1e-4, "atol": 1e-5} if want.dtype.kind == "f" else {}
+            loose: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5} if want.dtype.kind == "f" else {}
             np.testing.assert_allclose(got, want, **loose, err_msg=node.op)
 
 
