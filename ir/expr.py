@@ -360,7 +360,8 @@ def _trunc_div(a: Any, b: Any) -> Any:
     if a.dtype.kind == "f":
         return np.trunc(a / b)
     floor = a // b
-    return floor + ((a - floor * b != 0) & ((a < 0) != (b < 0))).astype(floor.dtype)
+    inexact = (b != 0) & (a - floor * b != 0)
+    return floor + (inexact & ((a < 0) != (b < 0))).astype(floor.dtype)
 
 
 # The scalar functions and their meaning in numpy; each takes and gives arrays of one dtype,

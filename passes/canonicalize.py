@@ -19,6 +19,7 @@ from plait.ir.builder import Value
 from plait.ir.dims import is_static
 from plait.ir.graph import Graph
 from plait.ir.interp import run_node
+from plait.ir.ops.shapes import broadcast
 from plait.passes.context import Context
 from plait.passes.pipeline import Pass, register_pass
 from plait.passes.rewrite import Match, Replacement, Rule, apply_rules, rule
@@ -83,6 +84,25 @@ def merge_broadcasts(m: Match) -> Replacement:
     if inner is None:
         return None
     return m.b.emit("broadcast_to", m.b.value(inner.operands[0]), shape=m.attrs["shape"])
+
+
+def broadcast_rule() -> Rule:
+    """op(broadcast(x), y) -> op(x, y) where the op's own broadcasting gives the same shape."""
+
+    def rewrite(m: Match) -> Replacement:
+        for k, operand in enumerate(m.operands):
+            made = m.made_by(operand, "broadcast_to")
+            if made is None:
+                continue
+            operands = [*m.operands]
+            operands[k] = m.b.value(made.operands[0])
+            if broadcast(m.node.op, [v.shape for v in operands]) == m.node.types[0].shape:
+                return m.b.emit(m.node.op, *operands, **m.attrs)
+        return None
+
+    ops.load_all()
+    names = frozenset(n for n, o in ops.OPS.items() if "elementwise" in o.traits)
+    return Rule("drop-broadcast", names, rewrite, f"{__file__}:{rewrite.__code__.co_firstlineno}")
 
 
 @rule("cast")
@@ -268,7 +288,7 @@ class Canonicalize(Pass):
     fold: bool = True
 
     def apply(self, graph: Graph, context: Context) -> Graph:
-        rules = (*IDENTITIES, fold_rule()) if self.fold else IDENTITIES
+        rules = (*IDENTITIES, broadcast_rule(), *((fold_rule(),) if self.fold else ()))
         return apply_rules(graph, rules, context)
 
 

@@ -87,7 +87,7 @@ class ConvPanels:
         return ConvPanels(node.attrs["groups"], block)
 
     def _perm(self, rank: int) -> tuple[int, ...]:
-        """From [G, blocks, nr, I, *K] to [G, blocks, *K, I, nr]."""
+        """From [G, blocks, nr, I, *K] to [G, blocks, *K, I, nr], for weights of this rank."""
         return (0, 1, *range(4, 2 + rank), 3, 2)
 
     def pack(self, w: Any) -> Any:
@@ -96,7 +96,7 @@ class ConvPanels:
         wide = np.zeros((self.groups, blocks * self.block, *rest), w.dtype)
         wide[:, :o] = w.reshape(self.groups, o, *rest)
         split = wide.reshape(self.groups, blocks, self.block, *rest)
-        moved = np.ascontiguousarray(np.transpose(split, self._perm(w.ndim + 1)))
+        moved = np.ascontiguousarray(np.transpose(split, self._perm(w.ndim)))
         return moved.reshape(self.groups * blocks, *moved.shape[2:])
 
     def unpack(self, b: Builder, packed: Value, type: TensorType) -> Value:
@@ -104,7 +104,7 @@ class ConvPanels:
         o, rest = shape[0] // self.groups, shape[1:]
         blocks = _ceil(o, self.block)
         split = b.reshape(packed, (self.groups, blocks, *packed.shape[1:]))
-        perm = self._perm(len(shape) + 1)
+        perm = self._perm(len(shape))
         moved = b.transpose(split, tuple(int(i) for i in np.argsort(perm)))
         wide = b.reshape(moved, (self.groups, blocks * self.block, *rest))
         if blocks * self.block != o:
@@ -129,10 +129,31 @@ class Depthwise:
         return b.reshape(b.transpose(packed, (rank - 1, *range(rank - 1))), type.shape)
 
 
+@dataclass(frozen=True)
+class Lanes:
+    """Weights [O, I, *K] of a narrow convolution as [*K, I / lanes, O, lanes]."""
+
+    lanes: int
+
+    @staticmethod
+    def of(node: Node, type: TensorType, block: int) -> Lanes:
+        return Lanes(block)
+
+    def pack(self, w: Any) -> Any:
+        split = w.reshape(w.shape[0], -1, self.lanes, *w.shape[2:])
+        return np.ascontiguousarray(np.transpose(split, (*range(3, split.ndim), 1, 0, 2)))
+
+    def unpack(self, b: Builder, packed: Value, type: TensorType) -> Value:
+        rank = packed.rank
+        split = b.transpose(packed, (rank - 2, rank - 3, rank - 1, *range(rank - 3)))
+        return b.reshape(split, type.shape)
+
+
 FORMS: dict[str, Callable[[Node, TensorType, int], Any]] = {
     "panels": Panels.of,
     "conv": ConvPanels.of,
     "depthwise": Depthwise.of,
+    "narrow": Lanes.of,
 }
 
 

@@ -87,7 +87,9 @@ def compile_object(func: Any, symbol: str, target: CpuTarget, opt_level: int = 3
     """
     named = func.with_attr("global_symbol", symbol)
     try:
-        module = tirx.build(named, target=tvm_target(target, opt_level))
+        # Storage rewriting would hoist scratch out of loops, to where its device has no name.
+        with tvm.transform.PassContext(config={"tirx.disable_storage_rewrite": True}):
+            module = tirx.build(named, target=tvm_target(target, opt_level))
         with tempfile.TemporaryDirectory(prefix="plait-") as folder:
             path = Path(folder) / "kernel.o"
             module.write_to_file(str(path))

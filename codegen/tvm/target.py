@@ -7,9 +7,12 @@ from typing import Any
 
 from plait.codegen.schedule import Schedule
 from plait.codegen.target import Target, Template
+from plait.codegen.tvm.conv import CONV
 from plait.codegen.tvm.generic import build_generic
 from plait.codegen.tvm.loops import build_nest
+from plait.codegen.tvm.narrow import NARROW
 from plait.codegen.tvm.product import GEMM
+from plait.codegen.tvm.window import DEPTHWISE, POOL
 from plait.ir.graph import Graph
 from plait.passes.fuse import ANCHORS
 from plait.passes.select import Selection
@@ -54,6 +57,6 @@ def cpu_target(threads: int = 2) -> Target:
         channels_last=True,
         approximates=APPROXIMATED,
         composites={},
-        templates=(GEMM, GENERIC, LOOPS),
+        templates=(GEMM, DEPTHWISE, NARROW, CONV, POOL, GENERIC, LOOPS),
         threads=threads,
     )

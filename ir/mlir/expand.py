@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from plait.ir import op as ops
 from plait.ir.builder import Builder, Value
-from plait.ir.errors import UnsupportedOp
+from plait.ir.errors import Unsupported, UnsupportedOp
 from plait.ir.graph import Graph, Node
 
 
 def expand(graph: Graph) -> Graph:
     """The same function, of ops with a compute definition, constants, kernels and relayouts.
 
-    Raises `UnsupportedOp` for an op that has neither a compute definition nor a decomposition.
+    Raises `UnsupportedOp` for an op that has neither a compute definition nor a decomposition,
+    `Unsupported` where a decomposition does not cover the operands.
     """
     b = Builder(graph.name)
     arguments = [b.input(i.type, i.name) for i in graph.inputs]
@@ -32,5 +33,8 @@ def _replace(b: Builder, node: Node, operands: tuple[Value, ...]) -> tuple[Value
     if record.decompose is None:
         raise UnsupportedOp(str(node.attrs.get("target", node.op)), node.loc)
     types = tuple(v.type for v in operands)
-    found = record.decompose(b, record.call(node.attrs, types), *operands)
+    try:
+        found = record.decompose(b, record.call(node.attrs, types), *operands)
+    except NotImplementedError as error:
+        raise Unsupported(f"{node.op} has no decomposition here: {error}") from error
     return found if isinstance(found, tuple) else (found,)

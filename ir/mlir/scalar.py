@@ -25,12 +25,11 @@ _FLOAT: dict[str, Rule] = {
 }  # fmt: skip
 _BITS: dict[str, Rule] = {"and": arith.andi, "or": arith.ori, "xor": arith.xori}
 _INTEGER: dict[str, Rule] = {
-    "add": arith.addi, "sub": arith.subi, "mul": arith.muli, "shl": arith.shli, **_BITS,
+    "add": arith.addi, "sub": arith.subi, "mul": arith.muli, **_BITS,
 }  # fmt: skip
-_SIGNED: dict[str, Rule] = {**_INTEGER, "max": arith.maxsi, "min": arith.minsi, "shr": arith.shrsi,
-                            "abs": math.absi}  # fmt: skip
+_SIGNED: dict[str, Rule] = {**_INTEGER, "max": arith.maxsi, "min": arith.minsi, "abs": math.absi}
 _UNSIGNED: dict[str, Rule] = {**_INTEGER, "max": arith.maxui, "min": arith.minui,
-                              "shr": arith.shrui, "abs": lambda x: x}  # fmt: skip
+                              "abs": lambda x: x}  # fmt: skip
 # Sums and products of truth values, as numpy's `add` and `multiply` define them.
 _BOOL: dict[str, Rule] = {**_BITS, "add": arith.ori, "mul": arith.andi, "max": arith.ori,
                           "min": arith.andi}  # fmt: skip
@@ -106,6 +105,20 @@ def _complement(dtype: DType, x: Any) -> Any:
     return arith.xori(x, literal(True if dtype.kind == "b" else -1, dtype))
 
 
+def _shift_left(dtype: DType, x: Any, by: Any) -> Any:
+    """Shifts by a negative number or by all bits and more give 0, as in numpy."""
+    inside = arith.cmpi(arith.CmpIPredicate.ult, by, literal(dtype.bits, dtype))
+    return arith.select(inside, arith.shli(x, by), literal(0, dtype))
+
+
+def _shift_right(dtype: DType, x: Any, by: Any) -> Any:
+    """Shifts by a negative number or by all bits and more leave the sign alone."""
+    if dtype.kind == "i":
+        return arith.shrsi(x, arith.minui(by, literal(dtype.bits - 1, dtype)))
+    inside = arith.cmpi(arith.CmpIPredicate.ult, by, literal(dtype.bits, dtype))
+    return arith.select(inside, arith.shrui(x, by), literal(0, dtype))
+
+
 def _sigmoid(dtype: DType, x: Any) -> Any:
     one = literal(1, dtype)
     return arith.divf(one, arith.addf(one, math.exp(arith.negf(x))))
@@ -121,6 +134,7 @@ def _is_inf(dtype: DType, x: Any) -> Any:
 
 _COMPOSED: dict[str, Rule] = {
     "neg": _negate, "not": _complement, "sigmoid": _sigmoid, "isnan": _is_nan, "isinf": _is_inf,
+    "shl": _shift_left, "shr": _shift_right,
 }  # fmt: skip
 
 
@@ -179,8 +193,10 @@ def _float_floordiv(dtype: DType, a: Any, b: Any) -> Any:
     whole = math.floor(quotient)
     above = comparison("gt", dtype, arith.subf(quotient, whole), literal(0.5, dtype))
     whole = arith.select(above, arith.addf(whole, literal(1, dtype)), whole)
-    plain = arith.divf(a, b)
-    return arith.select(comparison("eq", dtype, b, literal(0, dtype)), plain, whole)
+    zero, plain = literal(0, dtype), arith.divf(a, b)
+    signed_zero = math.copysign(zero, plain)
+    whole = arith.select(comparison("eq", dtype, quotient, zero), signed_zero, whole)
+    return arith.select(comparison("eq", dtype, b, zero), plain, whole)
 
 
 def _float_truncdiv(_: DType, a: Any, b: Any) -> Any:

@@ -183,11 +183,9 @@ def _conv_compute(c: Call) -> Compute:
     at = [e.index(a) for a in space]
     channel = e.Axis("c", w.shape[1])
     over = [e.Axis(f"k{d}", w.shape[2 + d]) for d in range(rank)]
-    features = w.shape[0]
-    assert isinstance(features, int)
     ic = e.index(channel)
     if c.groups > 1:
-        ic = at[1] // (features // c.groups) * e.size(w.shape[1]) + ic
+        ic = at[1] // e.size(w.shape[0] // c.groups) * e.size(w.shape[1]) + ic
     where: list[Expr] = []
     tests: list[Expr] = []
     for d in range(rank):

@@ -52,9 +52,8 @@ def _callback(
     """Weave PyTorch graphs into a few fused kernels."""
     logs.configure()
     if not knobs.DEBUG.get():
-        # Libraries warn each other of coming changes; a user of the command line can do nothing.
-        warnings.filterwarnings("ignore", category=FutureWarning)
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        # Libraries warn their callers; a user of the command line can do nothing about it.
+        warnings.simplefilter("ignore")
 
 
 def build_app() -> typer.Typer:
