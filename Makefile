@@ -36,7 +36,7 @@ $(RUNTIME_STAMP): pyproject.toml
 setup: $(STAMP)  ## Make the virtual environment (the other targets do it when it is missing)
 
 demo: $(STAMP) $(RUNTIME_STAMP)  ## Compile a sentence encoder, run it without torch, compare it with PyTorch
-	$(BIN)/python -m examples.demo --runtime-python $(RUNTIME_VENV)/bin/python
+	TQDM_DISABLE=1 $(BIN)/python -W ignore -m examples.demo --runtime-python $(RUNTIME_VENV)/bin/python
 
 test: $(STAMP)  ## The tests of every change, a few minutes
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not gpu"

@@ -29,7 +29,7 @@ _STYLE = {OK: "green", WARN: "yellow", FAIL: "red", SKIP: "dim"}
 # Distribution, what it serves, and the versions that work ("" for any).
 PACKAGES: list[tuple[str, str, str]] = [
     ("numpy", "base", ""),
-    ("safetensors", "base", ""),
+    ("ml-dtypes", "base", ""),
     ("apache-tvm", "runtime", "0.27.0.post1"),
     ("apache-tvm-ffi", "runtime", "0.1.14.post1"),
     ("apache-tvm-ffi-orcjit", "runtime", "0.1."),
