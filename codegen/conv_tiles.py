@@ -1,0 +1,240 @@
+"""Shapes and register tiles of convolutions and windows on AVX2, chosen by a model of the core.
+
+The model is fitted to a core of 100 GFLOP/s; nothing is measured when a tile is chosen.  Images
+are [n, h, w, c] here; a sequence is an image of width 1.  Sizes are in elements of float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from plait.codegen.tiles import L2_BYTES, LANES, PARALLEL_CYCLES, ceil_div
+
+
+@dataclass(frozen=True)
+class WindowShape:
+    """Windows of [kh, kw] that slide over images of [n, h, w, c] and give [n, oh, ow] positions.
+
+    `low` and `high` are the (row, column) paddings before and after; negative ones crop.
+    """
+
+    n: int
+    h: int
+    w: int
+    c: int
+    kh: int
+    kw: int
+    stride: tuple[int, int] = (1, 1)
+    low: tuple[int, int] = (0, 0)
+    high: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+
+    def _positions(self, size: int, window: int, axis: int) -> int:
+        span = size + self.low[axis] + self.high[axis] - self.dilation[axis] * (window - 1) - 1
+        return span // self.stride[axis] + 1
+
+    @property
+    def oh(self) -> int:
+        """Output rows."""
+        return self._positions(self.h, self.kh, 0)
+
+    @property
+    def ow(self) -> int:
+        """Output columns."""
+        return self._positions(self.w, self.kw, 1)
+
+    @property
+    def positions(self) -> int:
+        """Output positions, batch included."""
+        return self.n * self.oh * self.ow
+
+    @property
+    def padded(self) -> bool:
+        """Whether some element of a window may lie outside its image."""
+        return max(*self.low, *self.high) > 0
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether position p reads pixel p and no other."""
+        steps = (self.kh, self.kw, *self.stride)
+        return steps == (1, 1, 1, 1) and not any((*self.low, *self.high))
+
+    @property
+    def turned(self) -> WindowShape:
+        """The same windows with rows and columns exchanged."""
+
+        def turn(pair: tuple[int, int]) -> tuple[int, int]:
+            return pair[1], pair[0]
+
+        return WindowShape(self.n, self.w, self.h, self.c, self.kw, self.kh, turn(self.stride),
+                           turn(self.low), turn(self.high), turn(self.dilation))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ConvShape:
+    """A convolution: its windows, output channels and groups."""
+
+    window: WindowShape
+    oc: int
+    groups: int = 1
+
+    @property
+    def inputs(self) -> int:
+        """Input channels of a group."""
+        return self.window.c // self.groups
+
+    @property
+    def outputs(self) -> int:
+        """Output channels of a group."""
+        return self.oc // self.groups
+
+    @property
+    def taps(self) -> int:
+        """Terms of the sum that makes an output."""
+        return self.window.kh * self.window.kw * self.inputs
+
+    @property
+    def flops(self) -> int:
+        """Multiplications and additions."""
+        return 2 * self.window.positions * self.oc * self.taps
+
+
+@dataclass(frozen=True)
+class ConvTile:
+    """How a convolution is cut: `mr` positions by `nr` output channels stay in registers.
+
+    order: "oc" walks positions inside a panel of weights, "pos" panels inside a position tile.
+    parallel: whether tiles are shared among threads.
+    """
+
+    mr: int
+    nr: int
+    order: Literal["oc", "pos"] = "oc"
+    parallel: bool = True
+
+    def panels(self, shape: ConvShape) -> int:
+        """Panels of weights in a group; the last one may be padded."""
+        return ceil_div(shape.outputs, self.nr)
+
+
+def window_shape(x: Sequence[int], window: Sequence[int], attrs: Mapping[str, Any]) -> WindowShape:
+    """Windows over data of logical shape [N, C, H, W] or [N, C, W], from an op's attributes."""
+
+    def pair(values: Sequence[int], missing: int) -> tuple[int, int]:
+        return (values[0], values[1]) if len(values) == 2 else (values[0], missing)
+
+    h, w = pair(x[2:], 1)
+    kh, kw = pair(window, 1)
+    return WindowShape(x[0], h, w, x[1], kh, kw, pair(attrs["stride"], 1), pair(attrs["low"], 0),
+                       pair(attrs["high"], 0), pair(attrs["dilation"], 1))  # fmt: skip
+
+
+# Fraction of its peak that a core reaches in a tile (rows, channels), on shapes the tile divides.
+# What limits: latency below 8 accumulators, loads below 4 rows, registers above 16 vectors.
+EFFICIENCY: dict[tuple[int, int], float] = {
+    (6, 16): 0.99, (5, 16): 0.98, (4, 24): 0.97, (3, 24): 0.94, (4, 16): 0.92, (2, 32): 0.93,
+    (2, 40): 0.95, (3, 16): 0.75, (2, 24): 0.75, (2, 16): 0.52, (1, 64): 0.5, (1, 32): 0.48,
+    (1, 16): 0.29, (8, 8): 0.72, (7, 8): 0.73, (6, 8): 0.66, (5, 8): 0.6, (4, 8): 0.48,
+    (2, 8): 0.25, (1, 8): 0.13,
+}  # fmt: skip
+FLOATS_PER_CYCLE = 2 * LANES  # multiply-adds of a core at its peak
+FROM_L2 = {1: 0.6, 2: 0.8, 3: 0.93, 4: 0.97}  # further factor, by rows, of weights beyond L1
+L1_PANEL_BYTES = 24 * 1024
+L2_WEIGHT_BYTES = L2_BYTES * 3 // 8
+TILE_CYCLES = 20
+ROW_CYCLES = 10  # the address of a row that is no fixed distance from the tile's first
+MAX_ADDRESSED_ROWS = 6  # rows with an address register each
+NARROW = 4  # so few output channels leave most lanes of a vector empty
+
+
+def rows_are_regular(window: WindowShape, mr: int) -> bool:
+    """Whether the rows of every tile lie at fixed distances."""
+    if window.pointwise or window.ow % mr == 0:
+        return True
+    plane = window.oh * window.ow
+    return 1 in (window.oh, window.ow) and (window.n == 1 or plane % mr == 0)
+
+
+def conv_cycles(shape: ConvShape, mr: int, nr: int, threads: int) -> float:
+    """Cycles of the busiest thread when a convolution is cut into `mr` by `nr` tiles."""
+    window = shape.window
+    speed = FLOATS_PER_CYCLE * EFFICIENCY.get((mr, nr), 0.4)
+    overhead = TILE_CYCLES
+    if shape.taps * nr * 4 > L1_PANEL_BYTES:
+        speed *= FROM_L2.get(mr, 1.0)
+    if not rows_are_regular(window, mr):
+        overhead += ROW_CYCLES * mr
+        if mr > MAX_ADDRESSED_ROWS:
+            speed *= 0.6
+    tiles = shape.groups * ceil_div(shape.outputs, nr) * ceil_div(window.positions, mr)
+    return ceil_div(tiles, threads) * (shape.taps * mr * nr / speed + overhead)
+
+
+def choose_conv_tile(shape: ConvShape, threads: int) -> ConvTile:
+    """The tile with the least estimated time."""
+    window = shape.window
+    options = [(mr, nr) for mr, nr in EFFICIENCY if mr <= window.positions]
+
+    def best(threads: int) -> tuple[float, int, int]:
+        return min((conv_cycles(shape, *o, threads), *o) for o in options)
+
+    if threads > 1 and best(1)[0] < PARALLEL_CYCLES:
+        threads = 1
+    _, mr, nr = best(threads)
+    tile = ConvTile(mr, nr, parallel=threads > 1)
+    panels = shape.groups * tile.panels(shape)
+    small = shape.taps * nr * 4 * panels <= L2_WEIGHT_BYTES and panels > 1
+    return replace(tile, order="pos" if small and rows_are_regular(window, mr) else "oc")
+
+
+def rows_worth_cutting(shape: ConvShape) -> bool:
+    """Whether skipping kernel rows that meet only padding pays for its 20 cycles a tile."""
+    window = shape.window
+    step, gap, top = window.stride[0], window.dilation[0], window.low[0]
+    live = sum(0 <= i * step - top + k * gap < window.h
+               for i in range(window.oh) for k in range(window.kh))  # fmt: skip
+    dead = 1 - live / (window.oh * window.kh)
+    return dead * shape.taps > 8 and dead > 0.01
+
+
+def is_narrow(shape: ConvShape) -> bool:
+    """Whether lanes are better filled with input channels than with output channels."""
+    return shape.groups == 1 and shape.oc <= NARROW and shape.window.c % LANES == 0
+
+
+@dataclass(frozen=True)
+class WindowTile:
+    """`mr` output columns by `vectors` vectors of channels stay in registers.
+
+    chunks: pieces that channels are cut into for even shares of threads.
+    """
+
+    mr: int
+    vectors: int
+    chunks: int = 1
+    parallel: bool = True
+
+
+def choose_window_tile(shape: WindowShape, threads: int) -> WindowTile:
+    """The tile of windows that keep channels apart: registers and balance decide."""
+    # 7 or 8 accumulators of one vector beat 4 by 2: a row of taps then stays in registers.
+    if shape.ow <= 8:
+        mr = shape.ow
+    else:
+        mr = min((8, 7, 6, 5), key=lambda m: (ceil_div(shape.ow, m) * m, -m))
+    # About 5 cycles a vector of taps, 8 a vector moved.
+    vectors = shape.positions * ceil_div(shape.c, LANES)
+    parallel = threads > 1 and vectors * shape.kh * shape.kw > PARALLEL_CYCLES
+    chunks = _even_chunks(shape, threads) if parallel else 1
+    wide = max(v for v in (1, 2, 4) if v == 1 or (mr * v <= 8 and shape.c // chunks >= v * LANES))
+    return WindowTile(mr, wide, chunks, parallel)
+
+
+def _even_chunks(shape: WindowShape, threads: int) -> int:
+    """Pieces of channels that give threads equal shares, or so many that one more is noise."""
+    rows, blocks = shape.n * shape.oh, shape.c // LANES
+    whole = [k for k in (1, 2, 4, 8, 3, 5, 7) if shape.c % LANES == 0 and blocks % k == 0] or [1]
+    fair = (k for k in whole if rows * k % threads == 0 or rows * k > 64)
+    return next(fair, whole[-1])

@@ -1,0 +1,223 @@
+"""The template of convolutions: register tiles of output positions by output channels.
+
+Weights are packed in panels [groups * panels, kh, kw, inputs, nr].  A tile's sum runs over kernel
+rows, kernel columns and channels in that order and is never split, so that a result depends
+neither on the tile nor on the number of threads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import tirx
+
+from plait.codegen.conv_tiles import ConvShape, ConvTile, choose_conv_tile, rows_worth_cutting
+from plait.codegen.schedule import Schedule
+from plait.codegen.target import Template
+from plait.codegen.tiles import LANES, ceil_div
+from plait.codegen.tvm.access import source_input
+from plait.codegen.tvm.image import (
+    UNROLLED,
+    ZERO,
+    Frame,
+    Image,
+    Windowed,
+    lanes_of,
+    place,
+    vectorized,
+)
+from plait.codegen.tvm.loops import loop, sequence
+from plait.codegen.tvm.lower import const
+from plait.ir.graph import Graph
+from plait.passes.select import Selection
+
+PrimExpr = Any
+Stmt = Any
+SMALLEST_GROUP = 4  # output channels; the vectors of smaller groups would be almost empty
+
+
+def conv_shape(windowed: Windowed) -> ConvShape:
+    """The convolution of a body whose anchor is one."""
+    outputs = windowed.node.types[0].static("TVM code generation")[1]
+    return ConvShape(windowed.shape, outputs, windowed.node.attrs["groups"])
+
+
+class ConvNest:
+    """Builds the PrimFunc of one convolution."""
+
+    def __init__(self, windowed: Windowed, tile: ConvTile) -> None:
+        self.frame, self.tile = Frame(windowed), tile
+        self.shape = conv_shape(windowed)
+        self.window = self.shape.window
+        self.panels = tile.panels(self.shape)
+        self.tiles = ceil_div(self.window.positions, tile.mr)
+        self.image = Image(self.frame)
+        self.index = windowed.index
+        weight = source_input(windowed.body, windowed.node.operands[1])
+        self.weight = self.frame.inputs[weight].buffer
+        self.vectors = lanes_of(tile.nr)
+        self.acc: Any = None
+
+    def build(self) -> Any:
+        kind = tirx.ForKind.PARALLEL if self.tile.parallel else None
+        count = self.shape.groups * self.panels * self.tiles
+        main = loop(count, self._tile, kind, "tile")
+        return self.frame.function([*self.image.copy(self.tile.parallel), main])
+
+    def _tile(self, item: PrimExpr) -> Stmt:
+        """One tile: zero the accumulators, sum, finish."""
+        panels = self.shape.groups * self.panels
+        if self.tile.order == "oc":
+            panel, at = tirx.floordiv(item, self.tiles), tirx.floormod(item, self.tiles)
+        else:
+            panel, at = tirx.floormod(item, panels), tirx.floordiv(item, panels)
+        first = at * self.tile.mr
+        self.acc = tirx.decl_buffer((self.tile.mr * self.tile.nr,), "float32", name="acc")
+        zero = const(0.0, "float32")
+        return sequence([
+            tirx.AllocBuffer(self.acc),
+            self._each(lambda cell, m, lane: tirx.BufferStore(self.acc, zero, [cell])),
+            self._sum(panel, first),
+            *self._finish(panel, first),
+        ])  # fmt: skip
+
+    def _each(self, stmt: Any) -> Stmt:
+        """`stmt(cell, row, lane)` for every accumulator of the tile."""
+        nr = self.tile.nr
+
+        def row(m: PrimExpr) -> Stmt:
+            return sequence([
+                vectorized(lanes, lambda q, k=k: stmt(m * nr + k + q, m, k + q))
+                for k, lanes in self.vectors
+            ])  # fmt: skip
+
+        return loop(self.tile.mr, row, UNROLLED, "m")
+
+    def _sum(self, panel: PrimExpr, first: PrimExpr) -> Stmt:
+        """Add all taps; rows beyond the last position repeat it, so that nothing is tested."""
+        window, inputs, nr = self.window, self.shape.inputs, self.tile.nr
+        ragged = window.positions % self.tile.mr != 0
+        group = tirx.floordiv(panel, self.panels) * inputs if self.shape.groups > 1 else ZERO
+
+        def row(m: PrimExpr) -> PrimExpr:
+            return tirx.min(first + m, window.positions - 1) if ragged else first + m
+
+        def step(r: PrimExpr, s: PrimExpr, c: PrimExpr) -> Stmt:
+            tap = self.image.tap(r, s, group + c)
+            at = (((panel * window.kh + r) * window.kw + s) * inputs + c) * nr
+
+            def add(cell: PrimExpr, m: PrimExpr, lane: PrimExpr) -> Stmt:
+                term = self.image.buffer[self.image.at(row(m)) + tap] * self.weight[at + lane]
+                return tirx.BufferStore(self.acc, self.acc[cell] + term, [cell])
+
+            return self._each(add)
+
+        def columns(r: PrimExpr) -> Stmt:
+            return loop(window.kw, lambda s: loop(inputs, lambda c: step(r, s, c), None, "ic"),
+                        None, "kw")  # fmt: skip
+
+        low, high = self._live_rows(first)
+        if high is None:
+            return loop(window.kh, columns, None, "kh")
+        var = tirx.Var("kh", "int32")
+        return tirx.For(var, low, high - low, tirx.ForKind.SERIAL, columns(var))
+
+    def _live_rows(self, first: PrimExpr) -> tuple[PrimExpr, PrimExpr | None]:
+        """Kernel rows [low, high) that some position of the tile finds inside the image."""
+        window, mr = self.window, self.tile.mr
+        plane = window.oh * window.ow
+        if (window.n > 1 and plane % mr) or not rows_worth_cutting(self.shape):
+            return ZERO, None
+        first = tirx.floormod(first, plane) if window.n > 1 else first
+        last = first + mr - 1
+        if plane % mr:
+            last = tirx.min(last, plane - 1)
+        step, gap, top = window.stride[0], window.dilation[0], window.low[0]
+        low = tirx.floordiv(top - tirx.floordiv(last, window.ow) * step + gap - 1, gap)
+        high = tirx.floordiv(window.h - 1 + top - tirx.floordiv(first, window.ow) * step, gap) + 1
+        return tirx.max(low, 0), tirx.min(high, window.kh)
+
+    def _finish(self, panel: PrimExpr, first: PrimExpr) -> list[Stmt]:
+        """Write the tile through the epilogue.
+
+        A heavy epilogue is a loop over vectors, which reads a copy: registers have no index.
+        """
+        tile, shape = self.tile, self.shape
+        full = shape.outputs % tile.nr == 0
+        if not self.frame.heavy:
+            return [loop(tile.mr, lambda m: self._rest(panel, first, m), UNROLLED, "m")]
+        stage = tirx.decl_buffer((tile.mr * tile.nr,), "float32", name="stage")
+        acc, self.acc = self.acc, stage
+        copy = self._each(lambda cell, m, lane: tirx.BufferStore(stage, acc[cell], [cell]))
+        if full and tile.nr % LANES == 0:
+            vectors = tile.nr // LANES
+
+            def one(k: PrimExpr) -> Stmt:
+                m, v = tirx.floordiv(k, vectors), tirx.floormod(k, vectors)
+                return self._if_row(first + m, self._vector(panel, first, m, v * LANES, LANES))
+
+            body = loop(tile.mr * vectors, one, None, "k")
+        else:
+            body = loop(tile.mr, lambda m: self._rest(panel, first, m), None, "m")
+        return [tirx.AllocBuffer(stage), copy, body]
+
+    def _if_row(self, position: PrimExpr, stmt: Stmt) -> Stmt:
+        if self.window.positions % self.tile.mr == 0:
+            return stmt
+        return tirx.IfThenElse(position < self.window.positions, stmt, None)
+
+    def _vector(
+        self, panel: PrimExpr, first: PrimExpr, m: PrimExpr, k: PrimExpr, lanes: int
+    ) -> Stmt:
+        """Finish `lanes` neighbouring channels of one row, from lane `k` of the panel."""
+        return vectorized(lanes, lambda q: self._element(panel, first, m, k + q))
+
+    def _element(self, panel: PrimExpr, first: PrimExpr, m: PrimExpr, lane: PrimExpr) -> Stmt:
+        image, i, j = place(self.window, first + m)
+        if self.shape.groups == 1:
+            channel = panel * self.tile.nr + lane
+        else:
+            group, at = tirx.floordiv(panel, self.panels), tirx.floormod(panel, self.panels)
+            channel = group * self.shape.outputs + at * self.tile.nr + lane
+        total = self.acc[m * self.tile.nr + lane]
+        return self.frame.store(total, self.index(image, channel, i, j))
+
+    def _rest(self, panel: PrimExpr, first: PrimExpr, m: PrimExpr) -> Stmt:
+        """Finish one row; the last panel of a group may hold fewer channels than lanes."""
+        present = self.shape.outputs - (self.panels - 1) * self.tile.nr
+        whole = tirx.floormod(panel, self.panels) < self.panels - 1
+        stmts: list[Stmt] = []
+        for k, lanes in self.vectors:
+            stmt = self._vector(panel, first, m, const(k, "int32"), lanes)
+            left = min(present - k, lanes)
+            if left < lanes:
+                tail = self._vector(panel, first, m, const(k, "int32"), left) if left > 0 else None
+                stmt = tail if self.panels == 1 else tirx.IfThenElse(whole, stmt, tail)
+            stmts.append(stmt)
+        return self._if_row(first + m, sequence(stmts))
+
+
+def choose(body: Graph, constant: tuple[bool, ...], threads: int) -> Selection | None:
+    """Convolutions with constant weights, unless their groups have few outputs."""
+    windowed = Windowed.find(body, "conv")
+    weight = windowed.weight(constant) if windowed is not None else None
+    if windowed is None or weight is None:
+        return None
+    shape = conv_shape(windowed)
+    if shape.groups > 1 and shape.outputs < SMALLEST_GROUP:
+        return None
+    tile = choose_conv_tile(shape, threads)
+    schedule = Schedule.make("conv", mr=tile.mr, nr=tile.nr, order=tile.order,
+                             parallel=int(tile.parallel))  # fmt: skip
+    return Selection(str(schedule), {weight: ("conv", tile.nr)})
+
+
+def build(body: Graph, schedule: Schedule) -> Any:
+    """The PrimFunc of a convolution over flat buffers: inputs, then the output."""
+    tile = ConvTile(schedule.number("mr"), schedule.number("nr"),
+                    "pos" if schedule.parameters["order"] == "pos" else "oc",
+                    bool(schedule.number("parallel")))  # fmt: skip
+    return ConvNest(Windowed.of(body, "conv"), tile).build()
+
+
+CONV = Template("conv", choose, build)
