@@ -168,7 +168,10 @@ def worst(name: str, function: Callable[[F32], F32], inputs: Iterator[F32]) -> t
     """The largest error in ULP and the input that gives it, on two threads."""
 
     def one(x: F32) -> tuple[float, float]:
-        errors = ulp_errors(function(x), exact(name, x))
+        got, want = function(x), exact(name, x)
+        if _constant(got) and _constant(want):  # most of exp and tanh is 0, 1 or infinity
+            got, want = got[:1], want[:1]
+        errors = ulp_errors(got, want)
         k = int(np.argmax(errors))
         return float(errors[k]), float(x[k])
 
@@ -177,6 +180,11 @@ def worst(name: str, function: Callable[[F32], F32], inputs: Iterator[F32]) -> t
         for group in _batches(inputs, 64):
             largest = max([largest, *pool.map(one, group)], key=lambda pair: pair[0])
     return largest
+
+
+def _constant(x: NDArray[Any]) -> bool:
+    bits = x.view(f"i{x.itemsize}")
+    return bool((bits == bits[0]).all())
 
 
 def _batches(inputs: Iterator[F32], size: int) -> Iterator[list[F32]]:
