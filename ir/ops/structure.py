@@ -35,7 +35,10 @@ register(
 
 
 def _copy_infer(c: Call) -> TensorType:
-    return c.types[0].with_layout(c.layout)
+    (x,) = c.types
+    fits = c.layout is None or sorted(c.layout) == list(range(x.rank))
+    c.require(fits, f"layout {c.layout} does not permute {x.rank} dimensions")
+    return x.with_layout(c.layout)
 
 
 def _copy_compute(c: Call) -> Compute:
