@@ -11,6 +11,7 @@ from plait.ir import expr as e
 from plait.ir import types as t
 from plait.ir.builder import Builder, Capture, Value
 from plait.ir.dims import Dim, equal, product
+from plait.ir.errors import UnsupportedSymbol
 from plait.ir.expr import Compute
 from plait.ir.op import REQUIRED, Call, Op, captures, register
 from plait.ir.ops.shapes import load, normalize_axes, normalize_axis, widen
@@ -73,11 +74,11 @@ def reduce(b: Builder, kind: str, x: Value, axes: Sequence[int], keepdims: bool 
 
 
 def mean(b: Builder, x: Value, axes: Sequence[int], keepdims: bool = False) -> Value:
-    """Sum times the reciprocal of a static count, or divided by a symbolic one."""
+    """Sum divided by a static count; `UnsupportedSymbol` for a symbolic one."""
     total = reduce(b, "sum", x, axes, keepdims)
     count = product(x.shape[a] for a in axes)
     if not isinstance(count, int):
-        raise NotImplementedError("mean over a symbolic size")
+        raise UnsupportedSymbol(stage="a mean", dim=str(count))
     return total / float(count) if count else total * float("nan")
 
 
@@ -128,7 +129,7 @@ def variance(
     deviation = x - center
     count = product(x.shape[a] for a in axes)
     if not isinstance(count, int):
-        raise NotImplementedError("variance over a symbolic size")
+        raise UnsupportedSymbol(stage="a variance", dim=str(count))
     squares = reduce(b, "sum", deviation * deviation, axes, keepdims)
     scale = 1.0 / (count - correction) if count > correction else float("inf")
     return squares * scale, center
