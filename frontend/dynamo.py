@@ -26,7 +26,7 @@ from plait.frontend import options as backend_options
 from plait.frontend.importer import Fallback, import_graph
 from plait.frontend.options import Options
 from plait.frontend.program import Compile, Program, interpreted
-from plait.frontend.tensors import blob_of, stride_order
+from plait.frontend.tensors import blob_of, dim_of, row_major, stride_order
 from plait.frontend.weights import Watch
 from plait.ir.errors import Unsupported, UnsupportedOp
 from plait.ir.logs import logger
@@ -102,7 +102,7 @@ class _Variant:
     program: Program
     outputs: tuple[tuple[bool, Any], ...]
     orders: tuple[tuple[int, tuple[int, ...] | None], ...]  # inputs: position, physical order
-    output_orders: Mapping[int, tuple[int, ...]]
+    returned: Mapping[int, tuple[tuple[int, ...], tuple[int, ...]]]  # outputs: shape and strides
     watch: Watch | None
 
 
@@ -202,13 +202,13 @@ class CompiledGraph:
             for k, x in enumerate(args)
             if isinstance(x, Tensor) and k not in frozen
         }
-        output_orders = _output_orders(self.module, sizes)
+        returned = _returned(self.module, sizes)
         imported = import_graph(
             self.module,
             name=self.role,
             constants={names[k]: blob_of(t, names[k]) for k, t in frozen.items()},
             orders={names[k]: o for k, o in orders.items() if o is not None},
-            output_orders=output_orders,
+            output_orders={k: stride_order(*form) or () for k, form in returned.items()},
             sizes=sizes,
         )
         self.fallbacks = imported.fallbacks
@@ -219,7 +219,7 @@ class CompiledGraph:
         watch = Watch(weights) if weights else None
         permuted = tuple((k, None if o == tuple(range(len(o or ()))) else o)
                          for k, o in orders.items())  # fmt: skip
-        return _Variant(program, imported.outputs, permuted, output_orders, watch)
+        return _Variant(program, imported.outputs, permuted, returned, watch)
 
 
 def _compiler(settings: Options) -> Compile:
@@ -231,31 +231,35 @@ def _run(variant: _Variant, args: Sequence[Any]) -> tuple[Any, ...]:
     tensors = variant.program(inputs)
     results: list[Any] = []
     for position, (is_tensor, value) in enumerate(variant.outputs):
-        order = variant.output_orders.get(position)
-        if not is_tensor:
-            results.append(value)
-        elif order is None:
-            results.append(tensors[value])
+        if is_tensor and position in variant.returned:
+            results.append(tensors[value].as_strided(*variant.returned[position]))
         else:
-            inverse = sorted(range(len(order)), key=order.__getitem__)
-            results.append(tensors[value].permute(inverse))
+            results.append(tensors[value] if is_tensor else value)
     return tuple(results)
 
 
-def _output_orders(module: fx.GraphModule, sizes: Mapping[str, int]) -> dict[int, tuple[int, ...]]:
-    """Physical orders of the outputs that eager would return dense but not row-major."""
+def _returned(
+    module: fx.GraphModule, sizes: Mapping[str, int]
+) -> dict[int, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Shape and strides, by position, of the outputs that eager returns dense but not row-major."""
     (output,) = (n for n in module.graph.nodes if n.op == "output")
-    found: dict[int, tuple[int, ...]] = {}
+    found: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = {}
     for position, node in enumerate(output.args[0]):
         value = node.meta.get("val") if isinstance(node, fx.Node) else None
         if not isinstance(value, Tensor) or node.op == "placeholder":
             continue
-        if any(isinstance(n, SymInt) for n in (*value.shape, *value.stride())):
-            continue
-        order = stride_order(value.shape, value.stride())
-        if order is not None and order != tuple(range(len(order))):
-            found[position] = order
+        shape = tuple(_size(n, sizes) for n in value.shape)
+        strides = tuple(_size(n, sizes) for n in value.stride())
+        if strides != row_major(shape) and stride_order(shape, strides) is not None:
+            found[position] = shape, strides
     return found
+
+
+def _size(size: int | SymInt, sizes: Mapping[str, int]) -> int:
+    value = dim_of(size, sizes)
+    if not isinstance(value, int):
+        raise Unsupported(f"size {value} is not known at the call")
+    return value
 
 
 _Source = tuple[int, int | None]

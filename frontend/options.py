@@ -50,6 +50,7 @@ MODES: Final[Mapping[str, dict[str, Any]]] = {
     "reduce-overhead": {},
     "max-autotune": {},
     "max-autotune-no-cudagraphs": {},
+    "lite": {},
 }
 
 

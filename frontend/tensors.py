@@ -97,6 +97,16 @@ class _Symbols:
         return int(expr.xreplace({s: sympy.Integer(v) for s, v in bound.items()}))
 
 
+def row_major(shape: Sequence[int]) -> tuple[int, ...]:
+    """The strides that torch gives a contiguous tensor."""
+    strides: list[int] = []
+    step = 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))
+
+
 def stride_order(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...] | None:
     """Logical dimensions from outermost to innermost if the tensor is a permuted dense one.
 
