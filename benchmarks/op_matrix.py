@@ -222,18 +222,18 @@ def run_sample(op: Any, sample: Any, executor: str, grad: bool) -> tuple[str, di
     except Exception as error:
         return "uncaptured", {}, f"eager raises: {_first_line(error)}"
     torch._dynamo.reset()
-    dynamo.RECENT.clear()
+    dynamo.forget()
     compiled = torch.compile(call, backend="plait", options={"executor": executor})
     try:
         found = evaluate(compiled, sample, grad)
     except Exception as error:
-        kind = "error" if dynamo.RECENT else "uncaptured"
+        kind = "error" if dynamo.recent() else "uncaptured"
         if "plait" in _first_line(error) or isinstance(
             error, torch._dynamo.exc.BackendCompilerFailed
         ):
             kind = "error"
         return kind, {}, _first_line(error)
-    graphs = list(dynamo.RECENT)
+    graphs = list(dynamo.recent())
     fallbacks = {f.target: f.reason for graph in graphs for f in graph.fallbacks}
     message = ""
     if op.name not in UNSPECIFIED:

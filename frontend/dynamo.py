@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -35,8 +36,10 @@ _log = logger(__name__)
 
 # Packing weights anew costs a compilation. After this many times they are inputs for good.
 MOST_REPACKS = 2
-# Variants of one graph: concrete sizes, or sets of weights that share the graph.
-MOST_VARIANTS = 64
+# Sets of weights that one graph is compiled for, when layers share it; past that they are inputs.
+MOST_WEIGHTS = 64
+# Concrete sizes that one graph is compiled for; torch runs the graph for any others.
+MOST_SIZES = 16
 
 
 def plait(
@@ -71,8 +74,8 @@ def _compile(
 ) -> Callable[[list[Any]], Any]:
     """What AOTAutograd calls with each graph: `role` is inference, forward or backward."""
     graph = CompiledGraph(module, settings, role, _static_inputs(module, settings, role))
-    RECENT.append(graph)
-    del RECENT[:-_KEPT]
+    _recent.append(weakref.ref(graph))
+    del _recent[:-_KEPT]
 
     def run(args: list[Any]) -> Any:
         taken = list(args)
@@ -127,6 +130,7 @@ class CompiledGraph:
         self._sizes = _size_sources(self._placeholders)
         self._variants: dict[Any, list[_Variant]] = {}
         self._lock = threading.Lock()
+        self._warned = False
 
     @property
     def programs(self) -> list[Program]:
@@ -168,17 +172,15 @@ class CompiledGraph:
         self, key: Any, args: Sequence[Any], sizes: Mapping[str, int], weights: Sequence[Tensor]
     ) -> _Variant | None:
         """Compile a variant; None when torch must run the graph, which is then remembered."""
-        stale = [
-            v for v in self._variants.get(key, ()) if v.watch and v.watch.same_objects(weights)
-        ]
-        if stale:
-            self.repacks += 1
-            self._variants[key] = [v for v in self._variants[key] if v not in stale]
-        if self.repacks > MOST_REPACKS:
+        known = self._variants.get(key, [])
+        if not known and len(self._variants) >= MOST_SIZES:
+            self._say(f"it has been compiled for {MOST_SIZES} sets of sizes already")
+            return None
+        kept = [v for v in known if v.watch is None or not v.watch.same_objects(weights)]
+        self.repacks += len(known) - len(kept)
+        if self.repacks > MOST_REPACKS or len(kept) >= MOST_WEIGHTS:
             _log.info("%s: weights keep changing, they are inputs from now on", self.role)
-            self._static, weights = (), ()
-            self._variants.clear()
-        if sum(map(len, self._variants.values())) >= MOST_VARIANTS:
+            self._static, weights, kept = (), (), []
             self._variants.clear()
         try:
             variant = self._build(args, sizes, weights)
@@ -186,10 +188,16 @@ class CompiledGraph:
             if self.settings.fallback == "error":
                 raise
             self.reason_eager = str(error)
-            warnings.warn(f"plait runs a graph with torch's operators: {error}", stacklevel=2)
+            self._say(self.reason_eager)
             return None
-        self._variants.setdefault(key, []).append(variant)
+        self._variants[key] = [*kept, variant]
         return variant
+
+    def _say(self, reason: str) -> None:
+        """Warn, once per graph, that torch runs it."""
+        if not self._warned:
+            self._warned = True
+            warnings.warn(f"plait leaves a graph to torch: {reason}", stacklevel=2)
 
     def _build(
         self, args: Sequence[Any], sizes: Mapping[str, int], weights: Sequence[Tensor]
@@ -288,6 +296,15 @@ def _read_size(args: Sequence[Any], source: _Source) -> int:
     return int(args[position] if dim is None else args[position].shape[dim])
 
 
-# The graphs compiled last, newest at the end, for `plait explain` and for tests.
-RECENT: list[CompiledGraph] = []
+_recent: list[weakref.ref[CompiledGraph]] = []
 _KEPT = 64
+
+
+def recent() -> list[CompiledGraph]:
+    """The graphs captured last that are still in use, newest at the end."""
+    return [graph for ref in _recent if (graph := ref()) is not None]
+
+
+def forget() -> None:
+    """Start the list of recent graphs anew."""
+    _recent.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,7 +18,7 @@ from plait.frontend.dynamo import CompiledGraph
 @pytest.fixture(autouse=True)
 def _fresh() -> Iterator[None]:
     torch._dynamo.reset()
-    dynamo.RECENT.clear()
+    dynamo.forget()
     torch.manual_seed(0)
     yield
     torch._dynamo.reset()
@@ -31,7 +32,7 @@ def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]
 
 
 def last() -> CompiledGraph:
-    return dynamo.RECENT[-1]
+    return dynamo.recent()[-1]
 
 
 def same(found: Any, expected: Any) -> None:
@@ -174,6 +175,19 @@ def test_other_sizes_make_other_variants() -> None:
     assert len(last().programs) == 2
 
 
+def test_many_sizes_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dynamo, "MOST_SIZES", 2)
+    f = compiled(lambda x: torch.relu(x) * 2)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for size in (3, 4, 5, 6, 4):
+            x = torch.randn(size, 7)
+            same(f(x), torch.relu(x) * 2)
+    told = [w for w in seen if "compiled for 2 sets of sizes" in str(w.message)]
+    assert len(told) == 1
+    assert len(last().programs) == 2
+
+
 def model_with_buffer() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Tanh()).eval()
 
@@ -256,7 +270,7 @@ def test_gradients() -> None:
     for leaf in leaves:
         leaf.grad = None
     compiled(model)(x).pow(2).sum().backward()
-    assert [g.role for g in dynamo.RECENT] == ["forward", "backward"]
+    assert [g.role for g in dynamo.recent()] == ["forward", "backward"]
     for leaf, want in zip(leaves, expected, strict=True):
         torch.testing.assert_close(leaf.grad, want, rtol=1e-4, atol=1e-5)
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benchmarks.zoo import ZOO
 from torch import Tensor, nn
 
+from benchmarks.zoo import ZOO
 from plait.frontend.export import CapturedModel, capture
 from plait.ir.errors import Unsupported, UsageError
 from plait.ir.interp import interpret
