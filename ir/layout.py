@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from plait.ir.dims import Dim, equal
 from plait.ir.graph import Node
@@ -48,7 +49,7 @@ def reshaped_layout(source: TensorType, shape: tuple[Dim, ...]) -> tuple[int, ..
     keys: dict[int, tuple[int, int]] = {}
     for left, right in reshape_groups(source.shape, shape):
         real = [d for d in left if not equal(source.shape[d], 1)]
-        for outer, inner in zip(real, real[1:], strict=False):
+        for outer, inner in pairwise(real):
             if not equal(steps[outer], steps[inner] * source.shape[inner]):
                 return None
         place = position[real[0]] if real else (position[left[0]] if left else -1)
