@@ -87,9 +87,7 @@ def compile_object(func: Any, symbol: str, target: CpuTarget, opt_level: int = 3
     """
     named = func.with_attr("global_symbol", symbol)
     try:
-        # Storage rewriting would hoist scratch out of loops, to where its device has no name.
-        with tvm.transform.PassContext(config={"tirx.disable_storage_rewrite": True}):
-            module = tirx.build(named, target=tvm_target(target, opt_level))
+        module = _build(named, target, opt_level)
         with tempfile.TemporaryDirectory(prefix="plait-") as folder:
             path = Path(folder) / "kernel.o"
             module.write_to_file(str(path))
@@ -135,7 +133,13 @@ def toolchain() -> str:
 def assembly(func: Any, symbol: str, target: CpuTarget) -> str:
     """The assembly of a kernel, for people."""
     named = as_c_function(func).with_attr("global_symbol", symbol)
-    return str(tirx.build(named, target=tvm_target(target)).inspect_source("asm"))
+    return str(_build(named, target).inspect_source("asm"))
+
+
+def _build(func: Any, target: CpuTarget, opt_level: int = 3) -> Any:
+    # Storage rewriting would hoist scratch out of loops, to where its device has no name.
+    with tvm.transform.PassContext(config={"tirx.disable_storage_rewrite": True}):
+        return tirx.build(func, target=tvm_target(target, opt_level))
 
 
 def _target(mcpu: str, opt_level: int, mattr: Sequence[str] = ()) -> Any:

@@ -19,9 +19,11 @@ def over_pointers(func: Any) -> Any:
     handles = [tirx.Var(f"p{i}", "handle") for i in range(len(func.params))]
     views = [tirx.DeclBuffer(b, data=h) for b, h in zip(func.params, handles, strict=True)]
     done = tirx.Return(tirx.IntImm("int32", 0))
-    body = tirx.SeqStmt([*views, func.body, done])
-    # Scratch beyond 1 KiB in a parallel loop is a workspace of a device: buffers would name it.
+    # Scratch beyond 1 KiB is a workspace of a device: buffers would name it.  It is freed where
+    # the statement around it ends, which must be before the return.
+    work = func.body
     for key, value in (("device_id", 0), ("device_type", _CPU)):
-        body = tirx.AttrStmt(tvm.ir.StringImm("default"), key, tirx.IntImm("int32", value), body)
+        work = tirx.AttrStmt(tvm.ir.StringImm("default"), key, tirx.IntImm("int32", value), work)
+    body = tirx.SeqStmt([*views, work, done])
     result = tirx.PrimFunc(handles, body, ret_type=tvm.ir.PrimType("int32"), attrs=func.attrs)
     return result.without_attr("tirx.noalias")

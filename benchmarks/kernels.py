@@ -1,0 +1,166 @@
+"""Speed of the kernels of products and convolutions, on the shapes of well-known networks.
+
+    python -m benchmarks.kernels [NAME ...] [--threads 1 2] [--seconds S]
+
+Prints GFLOP/s for each number of threads: the best of many runs of the kernel alone, float32, with
+a bias and a relu fused in; data is channels-last and warm.  NAME selects shapes that contain it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from plait.ir import types as t
+from plait.ir.builder import Builder, Value
+from plait.ir.graph import Graph
+from plait.ir.types import TensorType
+from plait.runtime.compiler import compile_graph
+
+
+class Shape(Protocol):
+    """Something whose kernel is measured."""
+
+    @property
+    def flops(self) -> int: ...
+
+    def graph(self) -> Graph: ...
+
+
+def normal(*shape: int) -> Any:
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
+
+
+def finish(b: Builder, y: Value, bias: Value) -> Value:
+    return b.emit("relu", y + bias)
+
+
+@dataclass(frozen=True)
+class Conv:
+    """A convolution of square [size, size, c] images with a [k, k] window, padded to keep size."""
+
+    size: int
+    c: int
+    oc: int
+    k: int
+    stride: int = 1
+    groups: int = 1
+
+    @property
+    def low(self) -> int:
+        return (self.k - 1) // 2 if self.stride < self.k else 0
+
+    @property
+    def out(self) -> int:
+        return (self.size + 2 * self.low - self.k) // self.stride + 1
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.out**2 * self.oc * self.k**2 * self.c // self.groups
+
+    def graph(self) -> Graph:
+        b = Builder()
+        x = b.input(TensorType(t.f32, (1, self.size, self.size, self.c)))
+        w = b.constant(normal(self.oc, self.c // self.groups, self.k, self.k), "w")
+        pads = (self.low, self.low)
+        y = b.emit("conv", b.transpose(x, (0, 3, 1, 2)), w, stride=(self.stride,) * 2, low=pads,
+                   high=pads, dilation=(1, 1), groups=self.groups)  # fmt: skip
+        y = finish(b, y, b.constant(normal(self.oc, 1, 1), "bias"))
+        return b.finish([b.transpose(y, (0, 2, 3, 1))])
+
+
+@dataclass(frozen=True)
+class Gemm:
+    """A product of [m, k] by constant [k, n]."""
+
+    m: int
+    n: int
+    k: int
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.m * self.n * self.k
+
+    def graph(self) -> Graph:
+        b = Builder()
+        x = b.input(TensorType(t.f32, (self.m, self.k)))
+        w = b.constant(normal(self.k, self.n), "w")
+        y = b.emit("dot_general", x, w, lhs_contract=(1,), rhs_contract=(0,))
+        return b.finish([finish(b, y, b.constant(normal(self.n), "bias"))])
+
+
+SHAPES: dict[str, Shape] = {
+    "resnet stem": Conv(224, 3, 64, 7, 2),
+    "resnet 56 3x3": Conv(56, 64, 64, 3),
+    "resnet 28 3x3": Conv(28, 128, 128, 3),
+    "resnet 14 3x3": Conv(14, 256, 256, 3),
+    "resnet 7 3x3": Conv(7, 512, 512, 3),
+    "resnet 28 3x3 stride 2": Conv(56, 128, 128, 3, 2),
+    "resnet 56 1x1 out": Conv(56, 64, 256, 1),
+    "resnet 56 1x1 in": Conv(56, 256, 64, 1),
+    "resnet 14 1x1": Conv(14, 1024, 256, 1),
+    "resnet 28 shortcut": Conv(56, 256, 512, 1, 2),
+    "resnext 28 grouped": Conv(28, 256, 256, 3, groups=32),
+    "mobilenet stem": Conv(224, 3, 32, 3, 2),
+    "mobilenet 112 1x1": Conv(112, 16, 96, 1),
+    "mobilenet 14 1x1": Conv(14, 64, 384, 1),
+    "mobilenet 112 depthwise": Conv(112, 32, 32, 3, groups=32),
+    "mobilenet 14 depthwise": Conv(14, 384, 384, 3, groups=384),
+    "convnext patches": Conv(224, 3, 96, 4, 4),
+    "convnext depthwise": Conv(56, 96, 96, 7, groups=96),
+    "vit patches": Conv(224, 3, 384, 16, 16),
+    "one output": Conv(160, 64, 1, 3),
+    "bert projection": Gemm(128, 768, 768),
+    "bert feed-forward in": Gemm(128, 3072, 768),
+    "bert feed-forward out": Gemm(128, 768, 3072),
+    "minilm projection": Gemm(64, 384, 384),
+    "vit projection": Gemm(197, 384, 384),
+    "classifier": Gemm(1, 1000, 2048),
+}
+
+
+def measure(graph: Graph, threads: int, seconds: float) -> tuple[str, float]:
+    """The schedule of the graph's main kernel, and its best time in seconds."""
+    module = compile_graph(graph, threads=threads)
+    model = module.load(threads)
+    inputs = [normal(*i.type.static("benchmark")) for i in graph.inputs]
+    best = [math.inf] * len(module.plan.steps)
+
+    def around(step: int, go: Callable[[], object]) -> None:
+        begin = time.perf_counter()
+        go()
+        best[step] = min(best[step], time.perf_counter() - begin)
+
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        model.run_steps(inputs, around)
+    slowest = max(range(len(best)), key=lambda k: best[k])
+    return module.kernels[slowest].schedule, best[slowest]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("names", nargs="*", help="shapes whose name contains one of these")
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--seconds", type=float, default=0.5, help="for each measurement")
+    given = parser.parse_args(arguments)
+    head = "".join(f"{f'{n} thread' + 's' * (n > 1):>12}" for n in given.threads)
+    print(f"{'GFLOP/s':26}{head}  schedule")
+    for name, shape in SHAPES.items():
+        if given.names and not any(word in name for word in given.names):
+            continue
+        graph = shape.graph()
+        found = [measure(graph, threads, given.seconds) for threads in given.threads]
+        speeds = "".join(f"{shape.flops / seconds / 1e9:12.1f}" for _, seconds in found)
+        print(f"{name:26}{speeds}  {found[-1][0]}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

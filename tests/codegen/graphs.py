@@ -1,0 +1,58 @@
+"""What tests of kernels share: one op in a graph, compiled, and compared with its meaning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plait.codegen.plan import Call, ModulePlan, PointerArg, TensorSpec
+from plait.codegen.tvm.build import compile_kernel, host_target
+from plait.codegen.tvm.main_func import compile_main
+from plait.codegen.tvm.pointers import over_pointers
+from plait.codegen.tvm.target import cpu_target
+from plait.ir.graph import Graph
+from plait.ir.interp import interpret
+from plait.runtime.compiler import Module, compile_graph
+from plait.runtime.executor import CompiledModel
+from plait.runtime.loader import Library
+
+Array = NDArray[Any]
+
+
+def normal(seed: int, *shape: int) -> Array:
+    """Normally distributed float32 numbers."""
+    return np.random.default_rng([seed, *shape]).standard_normal(shape, np.float32)
+
+
+def templates(module: Module) -> list[str]:
+    """The templates of a module's kernels."""
+    return [k.schedule.partition("{")[0] for k in module.kernels]
+
+
+def check(graph: Graph, inputs: list[Array], template: str, exact: bool = False) -> Module:
+    """Compile, find the template in use, and compare with the interpreter of the given graph."""
+    module = compile_graph(graph)
+    assert template in templates(module)
+    wanted = interpret(graph, inputs)
+    for packed in (interpret(module.graph, inputs), module.load(threads=2)(*inputs)):
+        for got, want in zip(packed, wanted, strict=True):
+            if exact:
+                np.testing.assert_array_equal(got, want)
+            else:
+                np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5)
+    return module
+
+
+def call(body: Graph, schedule: str, inputs: list[Array]) -> Array:
+    """The result of one kernel with a schedule of the test's own; inputs and result are flat."""
+    func = over_pointers(cpu_target().build(body, schedule))
+    specs = [TensorSpec(f"x{k}", str(x.dtype), (x.size,)) for k, x in enumerate(inputs)]
+    (out,) = body.output_types
+    result = TensorSpec("y", out.dtype.name, (int(np.prod(out.static("test"))),))
+    args = (*(PointerArg("input", k) for k in range(len(inputs))), PointerArg("output"))
+    plan = ModulePlan("one", tuple(specs), (result,), (Call("k_one", args),))
+    objects = [compile_kernel(func, "k_one", host_target()), compile_main(plan, host_target())]
+    found: Array = CompiledModel(plan, Library(objects))(*(x.reshape(-1) for x in inputs))[0]
+    return found

@@ -1,0 +1,276 @@
+"""Convolutions through the whole pipeline against the interpreter, and the choice of tiles."""
+
+from __future__ import annotations
+
+import math
+import resource
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from plait.codegen.conv_tiles import (
+    ConvShape,
+    ConvTile,
+    WindowShape,
+    choose_conv_tile,
+    rows_worth_cutting,
+)
+from plait.codegen.schedule import Schedule
+from plait.codegen.tvm.target import cpu_target
+from plait.ir import types as t
+from plait.ir.builder import Builder, Value
+from plait.ir.types import TensorType
+from plait.passes.context import Context
+from plait.passes.pipeline import parse_pipeline
+from plait.runtime.compiler import compile_graph
+from tests.codegen.graphs import call, check, normal
+
+SELECTED = "canonicalize,fold-batch-norm,decompose,canonicalize,layout,legalize-math,fuse,select"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A convolution of x[N, C, *D] to `oc` channels, and the template that must take it."""
+
+    x: tuple[int, ...]
+    oc: int
+    window: tuple[int, ...]
+    stride: int | tuple[int, ...] = 1
+    low: int | tuple[int, ...] = 0
+    high: int | tuple[int, ...] | None = None
+    dilation: int | tuple[int, ...] = 1
+    groups: int = 1
+    template: str = "conv"
+    last: bool = True
+
+    def spread(self, value: int | tuple[int, ...]) -> tuple[int, ...]:
+        return value if isinstance(value, tuple) else (value,) * len(self.window)
+
+    def data(self, b: Builder, *more: TensorType) -> tuple[Value, ...]:
+        """An input stored channels-last if `last`, seen as [N, C, *D], and further inputs."""
+        stored = self.x if not self.last else (self.x[0], *self.x[2:], self.x[1])
+        x, *others = (b.input(ty) for ty in (TensorType(t.f32, stored), *more))
+        rank = len(self.x)
+        seen = b.transpose(x, (0, rank - 1, *range(1, rank - 1))) if self.last else x
+        return (seen, *others)
+
+    def node(self, b: Builder) -> Value:
+        """The convolution of the graph's only input."""
+        (x,) = self.data(b)
+        return self.conv(b, x)
+
+    def sample(self) -> Any:
+        shape = self.x if not self.last else (self.x[0], *self.x[2:], self.x[1])
+        return normal(0, *shape)
+
+    def weight(self) -> Any:
+        shape = (self.oc, self.x[1] // self.groups, *self.window)
+        return normal(1, *shape) / np.float32(math.sqrt(math.prod(shape[1:])))
+
+    def conv(self, b: Builder, x: Value, weight: Value | None = None) -> Value:
+        high = self.low if self.high is None else self.high
+        return b.emit(
+            "conv", x, b.constant(self.weight(), "w") if weight is None else weight,
+            stride=self.spread(self.stride), low=self.spread(self.low), high=self.spread(high),
+            dilation=self.spread(self.dilation), groups=self.groups,
+        )  # fmt: skip
+
+    def result(self, b: Builder, y: Value) -> Value:
+        """The result stored channels-last if `last`."""
+        return b.transpose(y, (0, *range(2, y.rank), 1)) if self.last else y
+
+    def bias(self, b: Builder) -> Value:
+        return b.constant(normal(2, self.oc, *[1] * len(self.window)), "bias")
+
+    def __str__(self) -> str:
+        return f"{self.x}-{self.oc}-{self.window}-s{self.stride}-g{self.groups}"
+
+
+CASES = [
+    # residual networks: 3x3, pointwise, strided shortcut, the stem from a row-major image
+    Case((1, 16, 14, 14), 32, (3, 3), low=1),
+    Case((1, 16, 9, 11), 48, (1, 1)),
+    Case((1, 24, 14, 14), 32, (1, 1), stride=2),
+    Case((1, 3, 30, 30), 16, (7, 7), stride=2, low=3, last=False),
+    Case((1, 3, 30, 30), 16, (3, 3), stride=2, low=0, high=1),
+    Case((2, 3, 16, 16), 24, (4, 4), stride=4, last=False),
+    Case((2, 4, 6, 5), 16, (1, 1), last=False),
+    # batches, ragged tiles and channels, asymmetric padding, cropping, dilation
+    Case((2, 12, 7, 5), 20, (3, 3), low=1),
+    Case((3, 5, 7, 7), 10, (3, 3)),
+    Case((1, 9, 13, 10), 17, (3, 5), stride=(1, 2), low=(1, 2), high=(0, 3), dilation=(2, 1)),
+    Case((1, 8, 9, 9), 16, (3, 3), low=(-1, -2), high=(-1, 0)),
+    Case((1, 8, 9, 9), 16, (3, 3), low=(-1, 1), high=(2, -1)),
+    Case((1, 16, 12, 12), 8, (3, 3), low=4, high=4, dilation=4),
+    # groups: whole panels, half a vector, an odd size, several panels with a rest
+    Case((1, 32, 6, 6), 64, (3, 3), low=1, groups=2),
+    Case((1, 16, 8, 8), 16, (3, 3), low=1, groups=4),
+    Case((1, 12, 6, 6), 30, (3, 3), low=1, groups=3),
+    Case((2, 4, 5, 5), 84, (3, 3), low=1, groups=2),
+    Case((1, 8, 6, 6), 16, (3, 3), low=1, groups=8, template="generic"),
+    # the small networks of face detection
+    Case((1, 3, 20, 17), 10, (3, 3), last=False),
+    Case((1, 10, 9, 7), 16, (3, 3)),
+    Case((1, 32, 5, 4), 2, (1, 1), template="narrow"),
+    # one column; kernel rows that meet padding alone
+    Case((1, 8, 16, 1), 32, (64, 1), low=(31, 0), high=(32, 0)),
+    Case((1, 1, 64, 1), 16, (32, 1), stride=(4, 1), low=(14, 0)),
+    Case((2, 8, 12, 1), 16, (9, 1), low=(4, 0)),
+    # sequences
+    Case((1, 12, 33), 20, (3,), low=1),
+    Case((2, 1, 50), 24, (10,), stride=5),
+    Case((1, 16, 20), 16, (4,), low=2, high=1, groups=2),
+    # few outputs
+    Case((1, 16, 10, 10), 1, (3, 3), low=1, template="narrow"),
+    Case((2, 16, 9, 7), 3, (3, 2), stride=(2, 1), low=(0, 1), high=(2, 1), template="narrow"),
+    Case((1, 24, 21), 4, (3,), low=1, template="narrow"),
+    Case((1, 3, 8, 8), 3, (3, 3), low=1, last=False),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_value(case: Case) -> None:
+    """With a bias and a relu."""
+    b = Builder()
+    y = case.node(b) + case.bias(b)
+    graph = b.finish([case.result(b, b.emit("relu", y))])
+    check(graph, [case.sample()], case.template)
+
+
+BASIC = Case((1, 16, 9, 9), 24, (3, 3), low=1)
+RAGGED = Case((1, 8, 7, 5), 13, (3, 3), low=1)
+NARROW = Case((1, 16, 9, 9), 3, (3, 3), low=1, template="narrow")
+
+
+@pytest.mark.parametrize("case", [BASIC, RAGGED, NARROW], ids=str)
+def test_epilogue_with_operands_of_all_kinds(case: Case) -> None:
+    """A residual, a row-major factor, integers, a mask; the result goes out row-major."""
+    b = Builder()
+    n, oc, h, w = case.x[0], case.oc, *case.x[2:]  # a window of 3 and padding of 1 keep the size
+    types = (TensorType(t.f32, (n, oc, h, w)), TensorType(t.i64, (n, 1, h, 1)),
+             TensorType(t.bool_, (oc, 1, w)))  # fmt: skip
+    x, factor, whole, mask = case.data(b, *types)
+    y = b.emit("relu", case.conv(b, x) * factor + b.cast(whole, t.f32))
+    graph = b.finish([b.emit("select", mask, y, factor)])
+    rng = np.random.default_rng(0)
+    inputs = [case.sample(), normal(5, n, oc, h, w), rng.integers(-9, 9, (n, 1, h, 1)),
+              rng.random((oc, 1, w)) < 0.5]  # fmt: skip
+    check(graph, inputs, case.template)
+
+
+@pytest.mark.parametrize("case", [BASIC, RAGGED, NARROW], ids=str)
+def test_heavy_epilogue(case: Case) -> None:
+    b = Builder()
+    y = case.node(b) + case.bias(b)
+    y = b.emit("gelu", y, form="none")
+    check(b.finish([case.result(b, y)]), [case.sample()], case.template)
+
+
+def test_written_in_place_of_an_operand() -> None:
+    """A residual block: the plan puts the sum where the shortcut was."""
+    case = Case((1, 24, 10, 10), 24, (3, 3), low=1)
+    b = Builder()
+    shortcut = b.emit("relu", case.node(b))
+    y = b.emit("relu", case.conv(b, case.conv(b, shortcut)) + shortcut)
+    module = check(b.finish([case.result(b, case.conv(b, y))]), [case.sample()], "conv")
+    graph, storage = module.graph, module.memory.storage
+    kernels = [(graph.results(k)[0], n.operands) for k, n in enumerate(graph.nodes)
+               if n.op == "kernel"]  # fmt: skip
+    assert any(storage[out] in [storage[v] for v in operands] for out, operands in kernels)
+
+
+def test_weights_that_are_not_constant() -> None:
+    """Nothing is packed ahead of time; the generic template reads them where they are."""
+    b = Builder()
+    x, weight = BASIC.data(b, TensorType(t.f32, BASIC.weight().shape))
+    graph = b.finish([BASIC.result(b, BASIC.conv(b, x, weight))])
+    check(graph, [BASIC.sample(), BASIC.weight()], "generic")
+
+
+def test_other_types_are_left_to_the_generic_template() -> None:
+    b = Builder()
+    x = b.input(TensorType(t.f64, (1, 8, 6, 6)))
+    w = b.constant(normal(1, 16, 8, 3, 3).astype(np.float64))
+    y = b.emit("conv", x, w, stride=(1, 1), low=(0, 0), high=(0, 0), dilation=(1, 1))
+    check(b.finish([y]), [normal(0, 1, 8, 6, 6).astype(np.float64)], "generic")
+
+
+def test_volumes_are_left_to_the_generic_template() -> None:
+    case = Case((1, 4, 5, 5, 4), 8, (3, 3, 3), low=1, template="generic", last=False)
+    b = Builder()
+    check(b.finish([case.node(b)]), [case.sample()], "generic")
+
+
+def test_the_padded_copy_is_freed() -> None:
+    """A run takes 4 MB of scratch, and gives it back."""
+    case = Case((1, 64, 120, 120), 1, (3, 3), low=1, template="narrow")
+    b = Builder()
+    model = compile_graph(b.finish([case.result(b, case.node(b))])).load(threads=1)
+    inputs = [case.sample()]
+    model(*inputs)
+    before = _resident_bytes()
+    for _ in range(50):
+        model(*inputs)
+    assert _resident_bytes() - before < 50 * 1024 * 1024
+
+
+def _resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def test_any_tile_and_order_has_the_same_bits() -> None:
+    case = Case((1, 16, 11, 7), 40, (3, 3), low=1)
+    b = Builder()
+    graph = b.finish([case.result(b, case.node(b) + case.bias(b))])
+    lowered = parse_pipeline(SELECTED).run(graph, Context(cpu_target(1)))
+    (kernel,) = (n for n in lowered.nodes if n.op == "kernel")
+    nr = Schedule.parse(kernel.attrs["schedule"]).number("nr")
+    inputs = [case.sample()]
+    for v in kernel.operands[1:]:
+        made = lowered.producer(v)
+        assert made is not None
+        inputs.append(made.attrs["value"].array)
+    results = [
+        call(kernel.attrs["body"], f"conv{{mr={mr} nr={nr} order={order} parallel={p}}}", inputs)
+        for mr, order, p in ((6, "oc", 0), (4, "pos", 1), (1, "oc", 1), (5, "pos", 0))
+    ]
+    for other in results[1:]:
+        np.testing.assert_array_equal(results[0], other)
+
+
+def shape(h: int, c: int, oc: int, k: int, groups: int = 1) -> ConvShape:
+    pad = (k - 1) // 2
+    return ConvShape(WindowShape(1, h, h, c, k, k, low=(pad, pad), high=(pad, pad)), oc, groups)
+
+
+@pytest.mark.parametrize(
+    ("conv", "tile"),
+    [
+        (shape(56, 64, 64, 3), ConvTile(6, 16, "oc")),
+        (shape(7, 512, 512, 3), ConvTile(5, 16, "oc")),  # 49 positions are 10 tiles of 5
+        (shape(56, 256, 64, 1), ConvTile(6, 16, "pos")),
+        (shape(56, 96, 24, 1), ConvTile(4, 24, "oc")),
+        (shape(28, 256, 256, 3, groups=32), ConvTile(7, 8, "pos")),
+        (shape(2, 8, 16, 1), ConvTile(4, 16, "oc", parallel=False)),
+    ],
+    ids=str,
+)
+def test_tile(conv: ConvShape, tile: ConvTile) -> None:
+    assert choose_conv_tile(conv, threads=2) == tile
+
+
+def test_rows_are_cut_where_padding_is_much_of_the_window() -> None:
+    tall = WindowShape(1, 16, 1, 128, 64, 1, low=(31, 0), high=(32, 0))
+    assert rows_worth_cutting(ConvShape(tall, 128))
+    assert not rows_worth_cutting(ConvShape(WindowShape(1, 16, 16, 128, 3, 3), 128))
+
+
+def test_sizes() -> None:
+    conv = ConvShape(WindowShape(2, 10, 9, 8, 3, 3, (2, 1), (1, 0), (0, -1), (1, 2)), 16, 2)
+    assert (conv.window.oh, conv.window.ow, conv.window.positions) == (5, 4, 40)
+    assert (conv.inputs, conv.outputs, conv.taps, conv.flops) == (4, 8, 36, 2 * 40 * 16 * 36)
+    assert conv.window.turned.turned == conv.window
