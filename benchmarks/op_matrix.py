@@ -57,7 +57,7 @@ class Row:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the matrix; exit code 1 when an operator is wrong or brings the compiler down."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--samples", type=int, default=1, help="samples per operator")
     parser.add_argument("--only", default="", help="regular expression on operator names")
     parser.add_argument("--executor", default="native", choices=("native", "interpreter"))
@@ -294,7 +294,7 @@ def compare(found: list[Any], expected: list[Any], wide: Any) -> str:
     """
     if len(found) != len(expected):
         return f"{len(found)} results, eager has {len(expected)}"
-    exact: list[Any] | None = None
+    exact: Any = None
     for k, (got, want) in enumerate(zip(found, expected, strict=True)):
         if got.shape != want.shape or got.dtype != want.dtype:
             return (

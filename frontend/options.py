@@ -40,7 +40,7 @@ class Options(BaseModel):
     @field_validator("freeze", mode="before")
     @classmethod
     def _bool_as_word(cls, value: Any) -> Any:
-        return {True: "always", False: "never"}.get(value, value) if value in (0, 1) else value
+        return ("never", "always")[bool(value)] if value in (0, 1) else value
 
 
 # Names that torch gives meaning to. A compiled call has no launch overhead left to reduce, and

@@ -46,7 +46,8 @@ def dim_of(size: int | SymInt, sizes: Sizes | None = None) -> Dim:
     """A size as an int or a symbolic dimension."""
     if not isinstance(size, SymInt):
         return int(size)
-    return _Symbols(size.node.shape_env, sizes).dim(size.node.expr)
+    symbolic: Any = size
+    return _Symbols(symbolic.node.shape_env, sizes).dim(symbolic.node.expr)
 
 
 class _Symbols:
@@ -56,7 +57,7 @@ class _Symbols:
         self.env = env
         self.sizes = sizes
 
-    def dim(self, expr: sympy.Expr) -> Dim:
+    def dim(self, expr: Any) -> Dim:
         if expr.is_Integer:
             return int(expr)
         if isinstance(expr, sympy.Symbol):
@@ -89,7 +90,7 @@ class _Symbols:
             high = int(bounds.upper)
         return dims.symbol(expr.name, low, high)
 
-    def value(self, expr: sympy.Expr) -> Dim:
+    def value(self, expr: Any) -> Dim:
         """An expression outside the polynomials: only its value can be had."""
         bound = {s: self.symbol(s) for s in expr.free_symbols if isinstance(s, sympy.Symbol)}
         if not all(isinstance(v, int) for v in bound.values()):

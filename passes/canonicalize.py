@@ -7,9 +7,7 @@ the number of nodes that are not constants; `pad-into-conv` lowers the number of
 from __future__ import annotations
 
 import math
-
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -20,6 +18,7 @@ from plait.ir.dims import is_static
 from plait.ir.graph import Graph
 from plait.ir.interp import run_node
 from plait.ir.ops.shapes import broadcast
+from plait.ir.types import TensorType
 from plait.passes.context import Context
 from plait.passes.pipeline import Pass, register_pass
 from plait.passes.rewrite import Match, Replacement, Rule, apply_rules, rule
@@ -74,7 +73,9 @@ def merge_slices(m: Match) -> Replacement:
     triples = zip(inner.attrs["start"], inner.attrs["step"], m.attrs["start"], m.attrs["step"],
                   strict=True)  # fmt: skip
     start, step = zip(*((s + r * p, p * q) for s, p, r, q in triples), strict=True)
-    return m.b.emit("slice", m.b.value(inner.operands[0]), start=start, step=step, size=m.attrs["size"])
+    return m.b.emit(
+        "slice", m.b.value(inner.operands[0]), start=start, step=step, size=m.attrs["size"]
+    )
 
 
 @rule("broadcast_to")
@@ -115,6 +116,76 @@ def merge_casts(m: Match) -> Replacement:
     wide, narrow = inner.attrs["dtype"], x.dtype
     exact = narrow.kind == "b" or (wide.kind == narrow.kind and wide.bits >= narrow.bits)
     return m.b.cast(x, m.attrs["dtype"]) if exact and m.attrs["dtype"].kind != "b" else None
+
+
+@rule("reduce_sum", "reduce_prod", "reduce_max", "reduce_min")
+def reduce_nothing(m: Match) -> Replacement:
+    """A reduction over no dimension -> x."""
+    return m.operands[0] if not m.attrs["axes"] else None
+
+
+@rule("reshape")
+def keep_reduced_dims(m: Match) -> Replacement:
+    """reshape(reduce(x)) to the shape with the reduced dimensions kept -> reduce, keeping them."""
+    inner = m.made_by(m.operands[0], "reduce_sum", "reduce_prod", "reduce_max", "reduce_min")
+    if inner is None or inner.attrs["keepdims"] or m.uses[0] != 1:
+        return None
+    x = m.b.value(inner.operands[0])
+    kept = tuple(1 if d in inner.attrs["axes"] else n for d, n in enumerate(x.shape))
+    if kept != m.attrs["shape"]:
+        return None
+    return m.b.emit(inner.op, x, **inner.attrs.set(keepdims=True))
+
+
+@rule("dot_general")
+def lift_reshape_of_lhs(m: Match) -> Replacement:
+    """dot(reshape(x), w) -> reshape(dot(x, w)) where the reshape only merges leading dimensions."""
+    inner = m.made_by(m.operands[0], "reshape")
+    lhs = m.operands[0]
+    if inner is None or m.attrs["lhs_batch"] or m.attrs["lhs_contract"] != (lhs.rank - 1,):
+        return None
+    x = m.b.value(inner.operands[0])
+    if x.rank <= lhs.rank or x.shape[-1] != lhs.shape[-1]:
+        return None
+    out = m.b.emit("dot_general", x, m.operands[1], **m.attrs.set(lhs_contract=(x.rank - 1,)))
+    return m.b.reshape(out, m.node.types[0].shape)
+
+
+def sink_reshape_rule() -> Rule:
+    """op(reshape(x), y) -> reshape(op(x, y)) where y varies only along untouched dimensions.
+
+    Reshapes move towards the outputs, where they meet others and vanish.
+    """
+
+    def rewrite(m: Match) -> Replacement:
+        shape = m.node.types[0].shape
+        source = None
+        operands: list[Value | None] = []
+        for operand in m.operands:
+            made = m.made_by(operand, "reshape")
+            if made is not None and operand.shape == shape:
+                x = m.b.value(made.operands[0])
+                if source is not None and x.shape != source:
+                    return None
+                source = x.shape
+                operands.append(x)
+            else:
+                operands.append(None)
+        if source is None:
+            return None
+        alike = 0
+        while alike < min(len(source), len(shape)) and source[-1 - alike] == shape[-1 - alike]:
+            alike += 1
+        given = []
+        for operand, moved in zip(m.operands, operands, strict=True):
+            if moved is None and operand.rank > alike:
+                return None
+            given.append(operand if moved is None else moved)
+        return m.b.reshape(m.b.emit(m.node.op, *given, **m.attrs), shape)
+
+    ops.load_all()
+    names = frozenset(n for n, o in ops.OPS.items() if "elementwise" in o.traits)
+    return Rule("sink-reshape", names, rewrite, f"{__file__}:{rewrite.__code__.co_firstlineno}")
 
 
 def _unit(match: Match, identity: float) -> Value | None:
@@ -205,7 +276,7 @@ def drop_full_mask(m: Match) -> Replacement:
     rows, columns = m.operands[0].shape[-2], m.operands[1].shape[-2]
     if m.attrs["causal"] or keep.shape[-2:] != (rows, columns):
         return None
-    if (keep == np.tri(rows, columns, dtype=bool)).all():
+    if (keep == np.tri(*keep.shape[-2:], dtype=np.bool_)).all():
         return m.b.emit("attention", *m.operands[:3], **m.attrs.set(causal=True))
     return None
 
@@ -236,11 +307,15 @@ def take_of_iota(m: Match) -> Replacement:
         return None
     start = int(where[0])
     consecutive = start >= 0 and (where == np.arange(start, start + where.size)).all()
-    if not consecutive or start + where.size > x.shape[axis]:  # type: ignore[operator]
+    if not consecutive or start + where.size > x.shape[axis]:
         return None
     starts, sizes = [0] * x.rank, list(x.shape)
     starts[axis], sizes[axis] = start, int(where.size)
     return m.b.emit("slice", x, start=starts, step=[1] * x.rank, size=sizes)
+
+
+def _elements(type: TensorType) -> int:
+    return math.prod(type.static("constant folding"))
 
 
 def _foldable(m: Match) -> bool:
@@ -250,8 +325,8 @@ def _foldable(m: Match) -> bool:
         return False
     if not all(m.made_by(v, "constant") for v in m.operands):
         return False
-    made = sum(int(ty.size) for ty in m.node.types)  # type: ignore[arg-type]
-    read = sum(int(v.type.size) for v in m.operands)  # type: ignore[arg-type]
+    made = sum(_elements(ty) for ty in m.node.types)
+    read = sum(_elements(v.type) for v in m.operands)
     return made <= max(FOLD_ELEMENTS, read)
 
 
@@ -259,7 +334,9 @@ def _fold(m: Match) -> Replacement:
     """op(constants) -> constant."""
     if not _foldable(m):
         return None
-    results = run_node(m.node, [v.type for v in m.operands], [m.constant(v) for v in m.operands], {})
+    results = run_node(
+        m.node, [v.type for v in m.operands], [m.constant(v) for v in m.operands], {}
+    )
     names = [m.made_by(v, "constant").attrs["value"].name for v in m.operands]  # type: ignore[union-attr]
     name = next((n for n in names if n), "")
     return tuple(m.b.constant(np.ascontiguousarray(r).reshape(np.shape(r)), name) for r in results)
@@ -275,7 +352,7 @@ def fold_rule() -> Rule:
 IDENTITIES: tuple[Rule, ...] = (
     drop_identity, merge_reshapes, merge_transposes, transpose_as_reshape, merge_slices,
     merge_broadcasts, merge_casts, add_zero, mul_one, right_unit, div_by_power_of_two,
-    merge_scalars, select_known, logic_unit, drop_full_mask, pad_into_conv, take_of_iota,
+    merge_scalars, reduce_nothing, keep_reduced_dims, lift_reshape_of_lhs, select_known, logic_unit, drop_full_mask, pad_into_conv, take_of_iota,
 )  # fmt: skip
 
 
@@ -288,12 +365,15 @@ class Canonicalize(Pass):
     fold: bool = True
 
     def apply(self, graph: Graph, context: Context) -> Graph:
-        rules = (*IDENTITIES, broadcast_rule(), *((fold_rule(),) if self.fold else ()))
+        rules = (
+            *IDENTITIES,
+            broadcast_rule(),
+            sink_reshape_rule(),
+            *((fold_rule(),) if self.fold else ()),
+        )
         return apply_rules(graph, rules, context)
 
 
 def simplify(graph: Graph) -> Graph:
     """Canonicalise without a context, for tools and tests."""
     return Canonicalize().apply(graph, Context())
-
-

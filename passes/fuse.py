@@ -21,7 +21,7 @@ from plait.passes.context import Context
 from plait.passes.pipeline import Pass, register_pass
 from plait.passes.rewrite import eliminate_dead
 
-ANCHORS = frozenset({"dot_general", "conv", "attention", "lstm", "max_pool", "sum_pool"})
+ANCHORS = frozenset({"dot_general", "conv", "attention", "lstm", "max_pool", "sum_pool", "cumsum"})
 WITH_EPILOGUE = frozenset({"dot_general", "conv", "max_pool", "sum_pool"})
 # Anchors that read operands through index arithmetic, and so take inlined movement.
 READS_ANYWHERE = frozenset({"dot_general", "attention"})
@@ -154,9 +154,7 @@ class Fuser:
             if space is not None and not full and not self._would_cycle(other, mine):
                 self._merge(other, mine, *space)
 
-    def _common_space(
-        self, a: Group, b: Group
-    ) -> tuple[tuple[Dim, ...], tuple[int, ...]] | None:
+    def _common_space(self, a: Group, b: Group) -> tuple[tuple[Dim, ...], tuple[int, ...]] | None:
         """Space and reduced dimensions of the union, None if they do not agree."""
         if a.space == b.space and (not a.axes or not b.axes or a.axes == b.axes):
             return a.space, a.axes or b.axes
@@ -208,7 +206,8 @@ class Fuser:
         """An inlinable node that some reader, or the caller, wants in memory."""
         if not self.inlinable[k] or self.kinds[k] in ("scalar", "view"):
             return False
-        seen, stack = set(), [k]
+        seen: set[int] = set()
+        stack = [k]
         while stack:
             at = stack.pop()
             if self.is_output(at):
@@ -286,7 +285,9 @@ class Emitter:
         operands = tuple(self.env[v].id for v in arguments)
         locs = [self.graph.nodes[k].loc for k in group.members if self.graph.nodes[k].loc]
         attrs = Attrs(body=body, schedule="")
-        made = self.b.add(Node("kernel", operands, attrs, body.output_types, locs[0] if locs else ""))
+        made = self.b.add(
+            Node("kernel", operands, attrs, body.output_types, locs[0] if locs else "")
+        )
         self.env.update(zip(results, made, strict=True))
 
 
@@ -365,5 +366,3 @@ class Fuse(Pass):
 
     def apply(self, graph: Graph, context: Context) -> Graph:
         return Fuser(graph, self.limit).run()
-
-

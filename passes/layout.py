@@ -82,9 +82,7 @@ class Layout(Pass):
         return b.finish(outputs)
 
 
-def place(
-    b: Builder, node: Node, operands: tuple[Value, ...], last: bool
-) -> tuple[Value, ...]:
+def place(b: Builder, node: Node, operands: tuple[Value, ...], last: bool) -> tuple[Value, ...]:
     """Emit `node` with the layout chosen for its result."""
     layout: tuple[int, ...] | None = None
     x = operands[0] if operands else None
@@ -103,10 +101,7 @@ def place(
     elif node.op == "broadcast_to":
         assert x is not None
         layout = _broadcasted(node, x)
-    elif node.op in ("slice", "pad", "reverse", "concat"):
-        assert x is not None
-        layout = x.type.layout
-    elif node.op == "attention":
+    elif node.op in ("slice", "pad", "reverse", "concat", "attention"):
         assert x is not None
         layout = x.type.layout
     elif node.op == "transpose":

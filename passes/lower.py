@@ -21,6 +21,7 @@ class Decompose(Pass):
 
     def apply(self, graph: Graph, context: Context) -> Graph:
         takes = context.require_target(self.name).takes
+        changed = True
 
         def visit(b: Builder, node: Node, operands: tuple[Value, ...]) -> Replacement:
             nonlocal changed
@@ -32,7 +33,6 @@ class Decompose(Pass):
             context.fired[f"decompose-{node.op}"] += 1
             return record.decompose(b, record.call(node.attrs, types), *operands)
 
-        changed = True
         while changed:
             changed = False
             graph = transform(graph, visit)

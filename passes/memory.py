@@ -142,7 +142,9 @@ class Planner:
                     )  # fmt: skip
         blocks = [Block(*span) for span in self.spans]
         offsets, size = pack(blocks)
-        placed = tuple(Block(b.size, b.first, b.last, o) for b, o in zip(blocks, offsets, strict=True))
+        placed = tuple(
+            Block(b.size, b.first, b.last, o) for b, o in zip(blocks, offsets, strict=True)
+        )
         return MemoryPlan(tuple(self.storage), placed, size, live_bound(blocks))
 
     def _output_targets(self) -> dict[int, int]:
@@ -158,7 +160,7 @@ class Planner:
         return targets
 
     def _place(self, k: int, result: int, v: int, taken: set[int]) -> Storage:
-        """A block that an operand leaves at this step, if the kernel may write there, or a new one."""
+        """A block that an operand leaves now, if the kernel may write there, or a new one."""
         size = nbytes(self.graph.types[v])
         for operand in in_place_operand(self.graph, k, result):
             home = self.storage[operand]
@@ -174,9 +176,7 @@ class Planner:
 
     def _sole_reader(self, k: int, home: Storage, operand: int) -> bool:
         """Whether no other operand of the step lies in the same block."""
-        return all(
-            v == operand or self.storage[v] != home for v in self.graph.nodes[k].operands
-        )
+        return all(v == operand or self.storage[v] != home for v in self.graph.nodes[k].operands)
 
 
 def live_bound(blocks: Sequence[Block]) -> int:
@@ -213,7 +213,9 @@ def pack(blocks: Sequence[Block]) -> tuple[list[int], int]:
     size = -1
     bound = live_bound(blocks)
     for order in ORDERS:
-        offsets, needed = _pack_in_order(blocks, sorted(range(len(blocks)), key=lambda i: order(blocks[i])))
+        offsets, needed = _pack_in_order(
+            blocks, sorted(range(len(blocks)), key=lambda i: order(blocks[i]))
+        )
         if size < 0 or needed < size:
             best, size = offsets, needed
         if size == bound:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from plait.ir.errors import PlanError
 from plait.ir.graph import Graph
 from plait.ir.layout import strides
+from plait.ir.types import TensorType
 
 if TYPE_CHECKING:
     from plait.passes.memory import MemoryPlan
@@ -21,7 +23,9 @@ def check_plan(graph: Graph, plan: MemoryPlan) -> None:
     find its own value (or the value it is a view of) in all its bytes.
     """
     if len(plan.storage) != len(graph.types):
-        raise PlanError(f"{len(plan.storage)} values have storage, the graph has {len(graph.types)}")
+        raise PlanError(
+            f"{len(plan.storage)} values have storage, the graph has {len(graph.types)}"
+        )
     for number, block in enumerate(plan.blocks):
         if block.offset < 0 or block.offset + block.size > plan.size:
             raise PlanError(f"block {number} leaves the arena of {plan.size} bytes")
@@ -77,21 +81,28 @@ def _alias_of(graph: Graph, plan: MemoryPlan, k: int, v: int) -> int | None:
         raise PlanError(f"%{v} is a view of %{source}, but they have different storage")
     a, b = graph.types[source], graph.types[v]
     shape = a.static("memory check")
-    sample = np.arange(int(np.prod(shape, dtype=np.int64)))[:: max(1, a.static("")[0] if a.rank else 1)]
+    sample = np.arange(math.prod(shape))[:: max(1, shape[0] if shape else 1)]
     where = np.unravel_index(sample, shape) if a.rank else ()
-    address = sum(i * s for i, s in zip(where, strides(a), strict=True))
+    address = _addresses(where, a)
     moved = where
     if node.op == "transpose":
         moved = tuple(where[p] for p in node.attrs["perm"])
     elif node.op == "reshape":
         moved = np.unravel_index(sample, b.static("memory check")) if b.rank else ()
-    seen = sum(i * s for i, s in zip(moved, strides(b), strict=True))
-    if not np.array_equal(np.asarray(address), np.asarray(seen)):
+    if not np.array_equal(address, _addresses(moved, b)):
         raise PlanError(f"%{v} is no view of %{source}: elements lie at other addresses")
     return source
 
 
-def _check_reads(graph: Graph, plan: MemoryPlan, k: int, owner: object, roots: dict[int, int]) -> None:
+def _addresses(where: tuple[Any, ...], type: TensorType) -> Any:
+    """The offsets, in elements, of indices (one array for each dimension) into a static tensor."""
+    steps: tuple[Any, ...] = strides(type)
+    return np.asarray(sum(i * s for i, s in zip(where, steps, strict=True)))
+
+
+def _check_reads(
+    graph: Graph, plan: MemoryPlan, k: int, owner: object, roots: dict[int, int]
+) -> None:
     for v in graph.nodes[k].operands:
         _check_value(graph, plan, v, owner, roots, f"step {k} ({graph.nodes[k].op})")
 

@@ -45,7 +45,8 @@ def greedy_order(graph: Graph) -> list[int]:
         return grown - freed
 
     waiting: dict[int, set[int]] = {
-        k: {p[0] for v in n.operands if (p := graph.producers[v])} for k, n in enumerate(graph.nodes)
+        k: {p[0] for v in n.operands if (p := graph.producers[v])}
+        for k, n in enumerate(graph.nodes)
     }
     ready = [k for k, w in waiting.items() if not w]
     while ready:

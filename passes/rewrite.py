@@ -51,7 +51,7 @@ class Match:
         if array is None or array.size == 0 or array.size > 4096:
             return None
         first = array.flat[0]
-        return first.item() if (array == first).all() else None  # type: ignore[no-any-return]
+        return first.item() if (array == first).all() else None
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,9 @@ def transform(
         with b.at(node.loc):
             found = visit(b, node, operands)
             if found is None:
-                moved = Node(node.op, tuple(v.id for v in operands), node.attrs, node.types, node.loc)
+                moved = Node(
+                    node.op, tuple(v.id for v in operands), node.attrs, node.types, node.loc
+                )
                 found = b.add(moved)
         results = found if isinstance(found, tuple) else (found,)
         env.update(zip(graph.results(k), results, strict=True))
@@ -161,7 +163,7 @@ def apply_rules(graph: Graph, rules: Sequence[Rule], context: Context, limit: in
         def visit(b: Builder, node: Node, operands: tuple[Value, ...]) -> Replacement:
             nonlocal fired
             for r in by_op.get(node.op, ()):
-                uses = tuple(counts[v] for v in node.operands)
+                uses = tuple(counts[v] for v in node.operands)  # noqa: B023 (lives one round)
                 found = r.rewrite(Match(b, node, operands, uses, context))
                 if found is not None:
                     fired = True

@@ -149,15 +149,45 @@ class Lanes:
         return b.reshape(split, type.shape)
 
 
+@dataclass(frozen=True)
+class GatePanels:
+    """Recurrent weights [4H, H] of a cell as [ceil(H / nr), H, 4, nr]: the gates of nr units."""
+
+    block: int
+
+    @staticmethod
+    def of(node: Node, type: TensorType, block: int) -> GatePanels:
+        return GatePanels(block)
+
+    def pack(self, w: Any) -> Any:
+        units, k = w.shape[0] // 4, w.shape[1]
+        blocks = _ceil(units, self.block)
+        wide = np.zeros((4, blocks * self.block, k), w.dtype)
+        wide[:, :units] = w.reshape(4, units, k)
+        split = wide.reshape(4, blocks, self.block, k)
+        return np.ascontiguousarray(np.transpose(split, (1, 3, 0, 2)))
+
+    def unpack(self, b: Builder, packed: Value, type: TensorType) -> Value:
+        blocks, k, gates, nr = packed.type.static("packing")
+        units = type.static("packing")[0] // gates
+        wide = b.reshape(b.transpose(packed, (2, 0, 3, 1)), (gates, blocks * nr, k))
+        if blocks * nr != units:
+            wide = b.emit("slice", wide, start=(0, 0, 0), step=(1, 1, 1), size=(gates, units, k))
+        return b.reshape(wide, type.shape)
+
+
 FORMS: dict[str, Callable[[Node, TensorType, int], Any]] = {
     "panels": Panels.of,
     "conv": ConvPanels.of,
     "depthwise": Depthwise.of,
+    "gates": GatePanels.of,
     "narrow": Lanes.of,
 }
 
 
-def _repack(b: Builder, node: Node, operands: tuple[Value, ...], chosen: Selection) -> Value | tuple[Value, ...]:  # fmt: skip
+def _repack(
+    b: Builder, node: Node, operands: tuple[Value, ...], chosen: Selection
+) -> Value | tuple[Value, ...]:
     """The kernel with packed operands and a body that unpacks them."""
     body: Graph = node.attrs["body"]
     arguments = list(operands)

@@ -22,7 +22,7 @@ from plait.codegen.plan import (
     pack_weights,
     place_weights,
 )
-from plait.ir.errors import PlanError
+from plait.ir.errors import PlanError, UnsupportedOp
 from plait.ir.graph import Blob, Graph
 from plait.passes.context import Context
 from plait.passes.hooks import Timing
@@ -108,6 +108,9 @@ def compile_graph(
     from plait.codegen.tvm.main_func import compile_main
     from plait.codegen.tvm.target import cpu_target
 
+    for node in graph.nodes:
+        if node.op == "aten":
+            raise UnsupportedOp(node.attrs["target"], node.loc)
     began = time.perf_counter()
     timing = Timing()
     context = Context(cpu_target(threads))
@@ -120,14 +123,23 @@ def compile_graph(
     kernels, objects = builder.run()
     seconds["kernels"] = time.perf_counter() - began - seconds["passes"]
     plan, weights = make_plan(lowered, context.plan, builder.symbols, output_names)
-    main = builder.through_cache(
-        f"main-{plan.main_symbol}", lambda: compile_main(plan, machine)
-    )
+    main = builder.through_cache(f"main-{plan.main_symbol}", lambda: compile_main(plan, machine))
     seconds["total"] = time.perf_counter() - began
     seconds["main"] = seconds["total"] - seconds["passes"] - seconds["kernels"]
     stages = {"imported": str(graph), "lowered": str(lowered)} if keep_stages else {}
-    return Module(lowered, plan, context.plan, (*objects, main), weights, kernels, machine, stages,
-                  {**seconds, **{f"pass.{n}": s for n, s in timing.seconds}}, builder.built)  # fmt: skip
+    seconds |= {f"pass.{name}": spent for name, spent in timing.seconds}
+    return Module(
+        lowered,
+        plan,
+        context.plan,
+        (*objects, main),
+        weights,
+        kernels,
+        machine,
+        stages,
+        seconds,
+        builder.built,
+    )
 
 
 class _Kernels:
@@ -224,9 +236,7 @@ def make_plan(
         for name, ty in zip(names_out, graph.output_types, strict=True)
     )
     names, weights = _name_weights(graph, memory)
-    placed = place_weights(
-        TensorSpec(n, a.dtype.name, tuple(a.shape)) for n, a in weights.items()
-    )
+    placed = place_weights(TensorSpec(n, a.dtype.name, tuple(a.shape)) for n, a in weights.items())
     offsets = {w.name: w.byte_offset for w in placed}
 
     def pointer(v: int) -> PointerArg:

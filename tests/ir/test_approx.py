@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from benchmarks.math import EXACT, F32, all_floats, as_function, compiled, exact, sample, ulp_errors
 from benchmarks.math import worst as worst_of
-
 from plait.ir import approx
 from plait.ir import types as t
 from plait.ir.expr import Apply, Load, walk
