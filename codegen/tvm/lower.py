@@ -132,6 +132,8 @@ class _Lowering:
             return tirx.Select(args[0], a, b)
         if len(args) == 2:
             args = list(_unify(*args))
+        if node.fn in ("eq", "ne") and node.args[0] is node.args[1] and node.args[0].dtype.is_float:
+            return is_nan(args[0]) if node.fn == "ne" else is_nan(args[0]).astype("int32") < const(1, "int32")
         rule = FUNCTIONS.get(node.fn)
         if rule is None:
             raise Unsupported(f"the scalar function {node.fn!r} has no code for the CPU")
@@ -198,34 +200,60 @@ def _cast(value: PrimExpr, source: t.DType, target: t.DType) -> PrimExpr:
 
 
 def _nan_max(_: t.DType, a: PrimExpr, b: PrimExpr) -> PrimExpr:
-    return _pick(a, b, lambda x, y: x > y)
+    return _pick("maximum", a, b)
 
 
 def _nan_min(_: t.DType, a: PrimExpr, b: PrimExpr) -> PrimExpr:
-    return _pick(a, b, lambda x, y: x < y)
+    return _pick("minimum", a, b)
 
 
-def _pick(a: PrimExpr, b: PrimExpr, better: Callable[[PrimExpr, PrimExpr], PrimExpr]) -> PrimExpr:
-    """The better of two, NaN if either is one.  Against a number one comparison is enough:
-    the other side is kept unless the number is strictly better."""
+def is_nan(x: PrimExpr) -> PrimExpr:
+    """By the bits: TVM takes `x != x` to be false."""
+    bits, top, infinity = {
+        "float32": ("int32", 0x7FFFFFFF, 0x7F800000),
+        "float64": ("int64", 0x7FFFFFFFFFFFFFFF, 0x7FF0000000000000),
+        "float16": ("int16", 0x7FFF, 0x7C00),
+    }[dtype_of(x)]
+    return tirx.bitwise_and(tirx.reinterpret(bits, x), const(top, bits)) > const(infinity, bits)
+
+
+def _pick(fn: str, a: PrimExpr, b: PrimExpr) -> PrimExpr:
+    """The larger or smaller of two, NaN if either is one.
+
+    Against a number one comparison is enough: the other side is kept unless the number is
+    strictly better.
+    """
     name = dtype_of(a)
+
+    def better(x: PrimExpr, y: PrimExpr) -> PrimExpr:
+        return x > y if fn == "maximum" else x < y
+
     if not name.startswith("float"):
         return tirx.Select(better(a, b), a, b)
     if isinstance(b, tirx.FloatImm):
         return tirx.Select(better(b, a), b, a)
     if isinstance(a, tirx.FloatImm):
         return tirx.Select(better(a, b), a, b)
-    return tirx.Select(tirx.any(better(a, b), _isnan(a)), a, b)
+    return tirx.call_llvm_pure_intrin(name, f"llvm.{fn}", a, b)
 
 
-def _isnan(x: PrimExpr) -> PrimExpr:
-    """By the bits: TVM's simplifier takes `x != x` for false."""
-    name = dtype_of(x)
-    bits = 64 if name == "float64" else 32 if name == "float32" else 16
-    mantissa = {"float64": 52, "float32": 23, "float16": 10, "bfloat16": 7}[name]
-    infinity = ((1 << (bits - 1)) - 1) >> mantissa << mantissa
-    size = tirx.reinterpret(f"int{bits}", x) & const((1 << (bits - 1)) - 1, f"int{bits}")
-    return size > const(infinity, f"int{bits}")
+def _equal(d: t.DType, a: PrimExpr, b: PrimExpr) -> PrimExpr:
+    """LLVM code of TVM has no comparison of booleans."""
+    return tirx.EQ(a.astype("int32"), b.astype("int32")) if d.kind == "b" else tirx.EQ(a, b)
+
+
+def _unequal(d: t.DType, a: PrimExpr, b: PrimExpr) -> PrimExpr:
+    """TVM compares for inequality in order: false on NaN; so the equality is negated as a number."""
+    if d.is_float:
+        return _equal(d, a, b).astype("int32") < const(1, "int32")
+    return tirx.Not(_equal(d, a, b))
+
+
+def _ordered(compare: Callable[[PrimExpr, PrimExpr], PrimExpr]) -> Any:
+    def rule(d: t.DType, a: PrimExpr, b: PrimExpr) -> PrimExpr:
+        return compare(a.astype("int32"), b.astype("int32")) if d.kind == "b" else compare(a, b)
+
+    return rule
 
 
 def _bool_or(rule: Callable[..., PrimExpr], on_bool: Callable[..., PrimExpr]) -> Any:
@@ -240,22 +268,14 @@ def _mod(d: t.DType, a: PrimExpr, b: PrimExpr) -> PrimExpr:
     """Remainder with the divisor's sign; exact for floats through fmod."""
     if not d.is_float:
         return tirx.floormod(a, b)
-    rest = tirx.fmod(a, b)
+    rest = _FMOD(d, a, b)
     zero = const(0, dtype_of(a))
-    wrong = tirx.all(tirx.NE(rest, zero), tirx.NE(rest < zero, b < zero))
+    wrong = tirx.all(tirx.NE(rest, zero), tirx.NE((rest < zero).astype("int32"), (b < zero).astype("int32")))
     return tirx.Select(wrong, rest + b, rest)
 
 
 def _fma(d: t.DType, a: PrimExpr, b: PrimExpr, c: PrimExpr) -> PrimExpr:
     return tirx.call_llvm_pure_intrin(tir_dtype(d), "llvm.fma", a, b, c)
-
-
-def _sign(d: t.DType, x: PrimExpr) -> PrimExpr:
-    name = dtype_of(x)
-    one, zero = const(1, name), const(0, name)
-    negative = const(-1, name) if d.kind != "u" else one
-    signed = tirx.Select(x > zero, one, tirx.Select(x < zero, negative, zero))
-    return tirx.Select(_isnan(x), x, signed) if d.is_float else signed
 
 
 def _libm(name: str) -> Any:
@@ -272,6 +292,8 @@ def _extern(name: str) -> Any:
     return call
 
 
+_FMOD = _extern("fmod")
+
 FUNCTIONS: dict[str, Callable[..., PrimExpr]] = {
     "add": _bool_or(lambda d, a, b: a + b, lambda a, b: tirx.any(a, b)),
     "sub": lambda d, a, b: a - b,
@@ -280,14 +302,13 @@ FUNCTIONS: dict[str, Callable[..., PrimExpr]] = {
     "floordiv": _floordiv,
     "truncdiv": lambda d, a, b: tirx.trunc(tirx.div(a, b)) if d.is_float else tirx.truncdiv(a, b),
     "mod": _mod,
-    "fmod": lambda d, a, b: tirx.fmod(a, b) if d.is_float else tirx.truncmod(a, b),
+    "fmod": lambda d, a, b: _FMOD(d, a, b) if d.is_float else tirx.truncmod(a, b),
     "pow": _extern("pow"),
     "atan2": _extern("atan2"),
     "max": _bool_or(_nan_max, lambda a, b: tirx.any(a, b)),
     "min": _bool_or(_nan_min, lambda a, b: tirx.all(a, b)),
     "neg": lambda d, x: const(-0.0, dtype_of(x)) - x if d.is_float else const(0, dtype_of(x)) - x,
     "abs": lambda d, x: x if d.kind == "u" else tirx.abs(x),
-    "sign": _sign,
     "rsqrt": lambda d, x: tirx.div(const(1, dtype_of(x)), tirx.sqrt(x)),
     "sigmoid": lambda d, x: tirx.div(
         const(1, dtype_of(x)), const(1, dtype_of(x)) + tirx.exp(const(0, dtype_of(x)) - x)
@@ -296,21 +317,21 @@ FUNCTIONS: dict[str, Callable[..., PrimExpr]] = {
     "fma": _fma,
     "and": _bool_or(lambda d, a, b: tirx.bitwise_and(a, b), lambda a, b: tirx.all(a, b)),
     "or": _bool_or(lambda d, a, b: tirx.bitwise_or(a, b), lambda a, b: tirx.any(a, b)),
-    "xor": _bool_or(lambda d, a, b: tirx.bitwise_xor(a, b), lambda a, b: tirx.NE(a, b)),
+    "xor": _bool_or(lambda d, a, b: tirx.bitwise_xor(a, b), lambda a, b: tirx.NE(a.astype("int32"), b.astype("int32"))),
     "not": _bool_or(lambda d, x: tirx.bitwise_not(x), lambda x: tirx.Not(x)),
     "shl": lambda d, a, b: tirx.shift_left(a, b),
     "shr": lambda d, a, b: tirx.shift_right(a, b),
-    "eq": lambda d, a, b: tirx.EQ(a, b),
-    "ne": lambda d, a, b: tirx.NE(a, b),
-    "lt": lambda d, a, b: a < b,
-    "le": lambda d, a, b: a <= b,
-    "gt": lambda d, a, b: a > b,
-    "ge": lambda d, a, b: a >= b,
-    "isnan": lambda d, x: _isnan(x),
+    "eq": _equal,
+    "ne": _unequal,
+    "lt": _ordered(lambda a, b: a < b),
+    "le": _ordered(lambda a, b: a <= b),
+    "gt": _ordered(lambda a, b: a > b),
+    "ge": _ordered(lambda a, b: a >= b),
+    "isnan": lambda d, x: is_nan(x),
     "isinf": lambda d, x: tirx.EQ(tirx.abs(x), const(math.inf, dtype_of(x))),
 }  # fmt: skip
-for _name in ("exp", "exp2", "log", "log2", "log10", "log1p", "sqrt", "sin", "cos", "tan", "asin",
-              "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh", "tanh", "erf", "floor",
-              "ceil", "trunc"):  # fmt: skip
+for _name in ("exp", "log", "sqrt", "sin", "cos", "tanh", "erf", "floor", "ceil", "trunc"):
     FUNCTIONS[_name] = _libm(_name)
-FUNCTIONS["expm1"] = _extern("expm1")
+for _name in ("exp2", "expm1", "log2", "log10", "log1p", "tan", "asin", "acos", "atan", "sinh",
+              "cosh", "asinh", "acosh", "atanh"):  # fmt: skip
+    FUNCTIONS[_name] = _extern(_name)

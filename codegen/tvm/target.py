@@ -7,6 +7,7 @@ from typing import Any
 
 from plait.codegen.schedule import Schedule
 from plait.codegen.target import Target, Template
+from plait.codegen.tvm import attention, lstm
 from plait.codegen.tvm.conv import CONV
 from plait.codegen.tvm.generic import build_generic
 from plait.codegen.tvm.loops import build_nest
@@ -28,7 +29,7 @@ def _has_anchor(body: Graph) -> bool:
 
 
 def _choose_generic(body: Graph, constant: tuple[bool, ...], threads: int) -> Selection | None:
-    single = ("dot_general", "conv", "max_pool", "sum_pool")
+    single = ("dot_general", "conv", "max_pool", "sum_pool", "cumsum")
     fits = any(n.op in single for n in body.nodes)
     return Selection("generic") if fits else None
 
@@ -56,7 +57,7 @@ def cpu_target(threads: int = 2) -> Target:
         name="cpu",
         channels_last=True,
         approximates=APPROXIMATED,
-        composites={},
-        templates=(GEMM, DEPTHWISE, NARROW, CONV, POOL, GENERIC, LOOPS),
+        composites={"attention": attention.takes, "lstm": lstm.takes},
+        templates=(attention.ATTENTION, lstm.LSTM, GEMM, DEPTHWISE, NARROW, CONV, POOL, GENERIC, LOOPS),
         threads=threads,
     )

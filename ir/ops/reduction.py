@@ -205,6 +205,46 @@ def _argmin(cx: Capture, x: Value, dim: int | None = None, keepdim: bool = False
     return _arg(cx, "argmin", x, dim, keepdim)
 
 
-def accumulate_dtype(dtype: DType) -> DType:
-    """The dtype in which a composite computes its statistics."""
-    return t.f32 if dtype in (t.f16, t.bf16) else dtype
+def _cumsum_infer(c: Call) -> TensorType:
+    (x,) = c.types
+    c.require(0 <= c.axis < x.rank, f"axis {c.axis} does not fit rank {x.rank}")
+    c.require(x.dtype.kind in "fiu", f"dtype {x.dtype} is not accepted")
+    return x.with_layout(None)
+
+
+def _cumsum_compute(c: Call) -> Compute:
+    """Element i sums the elements up to i: quadratic, so meant for short dimensions."""
+    (x,) = c.types
+    space = e.axes(*x.shape)
+    over = e.Axis("k", x.shape[c.axis])
+    where = [e.index(over) if d == c.axis else e.index(a) for d, a in enumerate(space)]
+    before = e.index(over) <= e.index(space[c.axis])
+    return Compute(space, e.reduce("sum", [over], e.guard(before, load(0, x, where), 0)))
+
+
+def _cumsum_reference(c: Call, x: Any) -> Any:
+    wide = x.astype(np.float64) if x.dtype == np.float32 else x
+    return np.cumsum(wide, axis=c.axis, dtype=wide.dtype).astype(x.dtype)
+
+
+register(
+    Op("cumsum", ("x",), _cumsum_infer, _cumsum_reference, _cumsum_compute,
+       attrs={"axis": REQUIRED}, traits=frozenset({"scan"}), precision="sum",
+       doc="Running sums of x along `axis`.")
+)  # fmt: skip
+
+# Running sums longer than this stay with torch: the compute definition is quadratic.
+LONGEST_SCAN = 1024
+
+
+@captures("aten.cumsum.default")
+def _cumsum(cx: Capture, x: Value, dim: int, **_: Any) -> Value:
+    axis = normalize_axis(dim, x.rank)
+    if x.rank == 0:
+        return cx.b.cast(x, cx.dtype)
+    length = x.shape[axis]
+    if not isinstance(length, int) or length > LONGEST_SCAN:
+        raise NotImplementedError("a long running sum")
+    return cx.emit("cumsum", cx.b.cast(x, cx.dtype), axis=axis)
+
+
