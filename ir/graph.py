@@ -19,15 +19,19 @@ from plait.ir.dims import SymDim, symbols_of
 from plait.ir.types import DType, TensorType, from_numpy
 
 
+SAMPLED = 256  # elements that decide a constant's hash
+
+
 class Blob:
     """A constant array: equal by content; the digest is computed when first asked for."""
 
-    __slots__ = ("_digest", "array", "name")
+    __slots__ = ("_digest", "_sample", "array", "name")
 
     def __init__(self, array: Any, name: str = "") -> None:
         self.array: Any = np.asarray(array)
         self.name = name
         self._digest = ""
+        self._sample: int | None = None
 
     @property
     def type(self) -> TensorType:
@@ -47,11 +51,15 @@ class Blob:
             return NotImplemented
         if self.array is other.array:
             return True
-        same = self.array.dtype == other.array.dtype and self.array.shape == other.array.shape
-        return same and self.digest == other.digest
+        return hash(self) == hash(other) and self.digest == other.digest
 
     def __hash__(self) -> int:
-        return hash((self.array.dtype.str, self.array.shape))
+        """Of dtype, shape and some elements: unequal arrays rarely share it."""
+        if self._sample is None:
+            step = max(1, self.array.size // SAMPLED)
+            some = self.array.flat[::step].tobytes() if self.array.size else b""
+            self._sample = hash((self.array.dtype.str, self.array.shape, some))
+        return self._sample
 
     def __repr__(self) -> str:
         return f"Blob({self.name!r}, {self.type})"
