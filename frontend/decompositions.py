@@ -45,8 +45,8 @@ def _table() -> dict[Any, Callable[..., Any]]:
         packet = getattr(torch.ops.aten, name)
         overloads = [getattr(packet, overload) for overload in packet.overloads()]
         full |= {o: decomposition_table[o] for o in overloads if o in decomposition_table}
-    full |= rules.RULES
-    return {op: rule for op, rule in full.items() if op not in whole()}
+    kept = {op: rule for op, rule in full.items() if op not in whole()}
+    return kept | rules.RULES
 
 
 def table() -> dict[Any, Callable[..., Any]]:

@@ -17,7 +17,9 @@ from torch import SymBool, SymFloat, SymInt, Tensor, fx
 from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 
+from plait.frontend import folding
 from plait.frontend.aten import Arguments
+from plait.frontend.program import to_torch
 from plait.frontend.tensors import Sizes, blob_of, dim_of, dtype_of, type_of
 from plait.ir import op as ops
 from plait.ir import types
@@ -25,6 +27,7 @@ from plait.ir.builder import Builder, Capture, Value
 from plait.ir.errors import PlaitError, Unsupported
 from plait.ir.graph import Blob, Graph
 from plait.ir.logs import logger
+from plait.ir.ops.aten import call
 from plait.ir.types import TensorType
 
 _log = logger(__name__)
@@ -296,15 +299,30 @@ def _fall_back(
     draw = None
     if _draws(node):
         draw = state.draws = state.draws + 1
+    text = arguments.text(args, kwargs, draw)
+    if draw is None and (folded := _folded(state.b, target, text, arguments, results)) is not None:
+        return _structured(value, iter(folded).__next__, state.sizes)
     attrs = {
         "target": target,
-        "arguments": arguments.text(args, kwargs, draw),
+        "arguments": text,
         "dtypes": tuple(ty.dtype.name for ty in results),
         "shapes": tuple(ty.shape for ty in results),
     }
     state.fallbacks.append(Fallback(target, state.b.loc, reason))
     flat = iter(state.b.emit_all("aten", arguments.operands, attrs))
     return _structured(value, flat.__next__, state.sizes)
+
+
+def _folded(
+    b: Builder, target: str, text: str, arguments: Arguments, results: tuple[TensorType, ...]
+) -> list[Value] | None:
+    """The operator's results as constants if its operands are known now."""
+    arrays = folding.known(b, arguments.operands)
+    if arrays is None:
+        return None
+    types = [v.type for v in arguments.operands]
+    tensors = [to_torch(a, ty) for a, ty in zip(arrays, types, strict=True)]
+    return folding.constants(b, call(target, text, tensors), results)
 
 
 def _structured(value: Any, take: Callable[[], Value], sizes: Sizes | None) -> Any:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 aten = torch.ops.aten
+# A rule that gives NotImplemented leaves the operator whole.
 RULES: Final[dict[Any, Callable[..., Any]]] = {}
 
 
@@ -126,3 +127,46 @@ def _as_strided(
     for d, (n, step) in enumerate(zip(size, stride, strict=True)):
         at = at + (torch.arange(n) * step).view([n if k == d else 1 for k in range(len(size))])
     return x.flatten().index_select(0, at.flatten()).view(size)
+
+
+@_rule(aten.convolution.default)
+def _convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> Any:
+    """A transposed convolution is a plain one of the input spread out by zeros."""
+    if not transposed:
+        return NotImplemented
+    inputs, outputs, *kernel = weight.shape
+    split = weight.view(groups, inputs // groups, outputs, *kernel).transpose(1, 2)
+    turned = split.reshape(groups * outputs, inputs // groups, *kernel)
+    turned = turned.flip(list(range(2, weight.dim())))
+    for d, step in enumerate(stride, 2):
+        x = _spread(x, d, step)
+    pads: list[int] = []
+    for size, step, pad, extra in reversed(
+        list(zip(kernel, dilation, padding, output_padding, strict=True))
+    ):
+        reach = step * (size - 1)
+        pads += [reach - pad, reach - pad + extra]
+    x = torch.nn.functional.pad(x, pads)
+    ones, zeros = [1] * len(kernel), [0] * len(kernel)
+    return aten.convolution.default(x, turned, bias, ones, zeros, dilation, False, zeros, groups)
+
+
+def _spread(x: Tensor, dim: int, step: int) -> Tensor:
+    """x with step - 1 zeros between neighbours along a dimension."""
+    if step == 1:
+        return x
+    size = x.shape[dim]
+    pairs = torch.nn.functional.pad(
+        x.unsqueeze(dim + 1), [0, 0] * (x.dim() - 1 - dim) + [0, step - 1]
+    )
+    return pairs.flatten(dim, dim + 1).narrow(dim, 0, (size - 1) * step + 1)
