@@ -55,10 +55,10 @@ class Panels:
     def pack(self, w: Any) -> Any:
         n = math.prod(w.shape[d] for d in self.free)
         flat = np.transpose(w, (*self.free, *self.contract)).reshape(n, -1)
-        blocks = _ceil(n, self.block)
-        out = np.zeros((blocks, flat.shape[1], self.block), w.dtype)
+        blocks, k = _ceil(n, self.block), flat.shape[1]
+        out = np.zeros((blocks, k, self.block), w.dtype)
         whole = n // self.block
-        out[:whole] = flat[: whole * self.block].reshape(whole, self.block, -1).transpose(0, 2, 1)
+        out[:whole] = flat[: whole * self.block].reshape(whole, self.block, k).transpose(0, 2, 1)
         if whole < blocks:
             out[whole, :, : n - whole * self.block] = flat[whole * self.block :].T
         return out
