@@ -1,0 +1,400 @@
+"""Attention, tile by tile of query rows: their scores are never a whole matrix in memory.
+
+A tile of query rows is transposed into scratch, so that the rows are the lanes of vectors.  Block
+by block of keys, the scores [keys, lanes] are register-tiled products whose maxima are kept as they
+come; they become weights in place, without a sum across lanes; and their product with V is
+accumulated.  Maxima and sums are carried from block to block and results rescaled (Milakov and
+Gimelshein 2018; Dao 2023).  A row's value depends neither on threads nor on tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from typing import Any
+
+from tvm import tirx
+
+from plait.codegen.tiles import LANES, ceil_div
+from plait.codegen.tvm.blocks import (
+    LOG2E,
+    MINUS_INFINITY,
+    ZERO,
+    across,
+    along,
+    bounded,
+    put,
+    repeat,
+    scratch,
+    transpose8,
+    unrolled,
+    weight,
+)
+from plait.codegen.tvm.lower import const
+from plait.codegen.tvm.operands import Operands
+
+PrimExpr = Any
+Stmt = Any
+
+MAX_PANEL = 3  # vectors of V in a register tile
+TILE_ROWS = {3: 4, 2: 4, 1: 8, 0: 8}  # query rows of it, by those vectors; 0 for a single column
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """The kernel for several query rows.
+
+    lanes: query rows of a tile; key_tile: keys of a register tile; block: keys whose scores are
+    held at once; chunks: tasks that share a head; copy: whether a task copies K and V first.
+    """
+
+    op: Operands
+    lanes: int
+    key_tile: int
+    block: int
+    chunks: int
+    copy: int
+    parts: int
+
+    @cached_property
+    def block_keys(self) -> int:
+        """Keys of a block in whole register tiles."""
+        return ceil_div(self.block, self.key_tile) * self.key_tile
+
+    @cached_property
+    def blocks(self) -> int:
+        return ceil_div(self.op.keys, self.block_keys)
+
+    @cached_property
+    def padded_keys(self) -> int:
+        return ceil_div(self.op.keys, self.key_tile) * self.key_tile
+
+    def build(self) -> Stmt:
+        items = self.op.heads * self.chunks
+        share = ceil_div(items, self.parts)
+        memory = Memory(self)
+
+        def part(p: PrimExpr) -> Stmt:
+            def item(i: PrimExpr) -> Stmt:
+                at = p * share + i
+                stmt = Task(self, memory, at // self.chunks, at % self.chunks).build()
+                return stmt if items % self.parts == 0 else tirx.IfThenElse(at < items, stmt, None)
+
+            return tirx.SeqStmt([*memory.allocations(), repeat(share, item, "item")])
+
+        return repeat(self.parts, part, "part", tirx.ForKind.PARALLEL)
+
+
+class Memory:
+    """Scratch of a part: what its items need one after another."""
+
+    def __init__(self, tiles: Tiles) -> None:
+        op = tiles.op
+        self.queries = scratch(op.depth * tiles.lanes, "queries")
+        self.scores = scratch(tiles.block_keys * tiles.lanes, "scores")
+        self.keys = scratch(tiles.padded_keys * op.depth, "keys")
+        self.values = scratch(op.keys * op.width, "values")
+        self.sums = scratch(tiles.lanes * op.width, "sums")
+        self.used = [self.queries, self.scores]
+        self.used += [self.keys, self.values] if tiles.copy else []
+        self.used += [self.sums] if tiles.blocks > 1 else []
+
+    def allocations(self) -> list[Stmt]:
+        return [tirx.AllocBuffer(b) for b in self.used]
+
+
+class Task:
+    """The work on one head: its tiles of query rows, or every `chunks`th of them."""
+
+    def __init__(self, tiles: Tiles, memory: Memory, head: PrimExpr, chunk: PrimExpr) -> None:
+        self.tiles, self.op, self.head, self.chunk = tiles, tiles.op, head, chunk
+        self.lanes = tiles.lanes
+        self.queries, self.scores, self.sums = memory.queries, memory.scores, memory.sums
+        self.keys, self.values = memory.keys, memory.values
+        self.top, self.base = scratch(self.lanes, "top"), scratch(self.lanes, "base")
+        self.total, self.factor = scratch(self.lanes, "total"), scratch(self.lanes, "factor")
+
+    def build(self) -> Stmt:
+        buffers = (self.top, self.base, self.total, self.factor)
+        whole, chunks = ceil_div(self.op.rows, self.lanes), self.tiles.chunks
+
+        def tile(i: PrimExpr) -> Stmt:
+            number = self.chunk + i * chunks
+            stmt = self.row_tile(number * self.lanes)
+            return stmt if whole % chunks == 0 else tirx.IfThenElse(number < whole, stmt, None)
+
+        return tirx.SeqStmt([
+            *(tirx.AllocBuffer(b) for b in buffers),
+            *(self.copies() if self.tiles.copy else []),
+            repeat(ceil_div(whole, chunks), tile, "tile"),
+        ])  # fmt: skip
+
+    # Operands
+
+    def row(self, m: PrimExpr) -> PrimExpr:
+        """A row of the last tile beyond the end repeats the last row."""
+        return bounded(m, self.op.rows - 1, self.op.rows % self.lanes != 0)
+
+    def key_row(self, n: PrimExpr) -> PrimExpr:
+        """A key of the last register tile beyond the end repeats the last key."""
+        return bounded(n, self.op.keys - 1, self.tiles.padded_keys != self.op.keys)
+
+    def copies(self) -> list[Stmt]:
+        """K and V of the head, each contiguous."""
+        op = self.op
+
+        def key(n: PrimExpr) -> Stmt:
+            source = self.key_row(n)
+            return along(op.depth, lambda d: put(
+                self.keys, n * op.depth + d, op.key(self.head, source, d)))  # fmt: skip
+
+        def value(n: PrimExpr) -> Stmt:
+            return along(op.width, lambda e: put(
+                self.values, n * op.width + e, op.value(self.head, n, e)))  # fmt: skip
+
+        return [repeat(self.tiles.padded_keys, key, "n"), repeat(op.keys, value, "n")]
+
+    def key(self, n: PrimExpr, d: PrimExpr) -> PrimExpr:
+        if self.tiles.copy:
+            return self.keys[n * self.op.depth + d]
+        return self.op.key(self.head, self.key_row(n), d)
+
+    def value(self, n: PrimExpr, e: PrimExpr) -> PrimExpr:
+        if self.tiles.copy:
+            return self.values[n * self.op.width + e]
+        return self.op.value(self.head, n, e)
+
+    # A tile of rows
+
+    def row_tile(self, first: PrimExpr) -> Stmt:
+        op, tiles = self.op, self.tiles
+        visible: PrimExpr = const(op.keys, "int32")
+        if op.causal:
+            visible = tirx.min(visible, first + self.lanes)
+        start = [*self.transposed(first), self.fill(self.top, MINUS_INFINITY),
+                 self.fill(self.total, ZERO)]  # fmt: skip
+        if tiles.blocks == 1:
+            steps = [self.block(first, const(0, "int32"), visible)]
+            return tirx.SeqStmt([*start, *steps, self.inverse(), *self.products(first, visible)])
+        size = tiles.block_keys
+
+        def step(b: PrimExpr) -> Stmt:
+            base = b * size
+            count = tirx.min(visible - base, const(size, "int32"))
+            return tirx.SeqStmt([self.block(first, base, count),
+                                 *self.products(first, count, base)])  # fmt: skip
+
+        zero = along(self.lanes * op.width, lambda i: put(self.sums, i, ZERO))
+        rounds = (visible + (size - 1)) // size if op.causal else tiles.blocks
+        return tirx.SeqStmt([*start, zero, repeat(rounds, step, "block"), self.inverse(),
+                             self.finish(first)])  # fmt: skip
+
+    def fill(self, buffer: Any, value: PrimExpr) -> Stmt:
+        return across(self.lanes, lambda i: put(buffer, i, value))
+
+    def transposed(self, first: PrimExpr) -> list[Stmt]:
+        """The tile's queries as [depth, lanes], times the scale."""
+        op, lanes = self.op, self.lanes
+        scale = const(op.scale * LOG2E, "float32")
+
+        def square(i: PrimExpr) -> Stmt:
+            """Eight rows by eight of the depth."""
+            group, d = i % (lanes // LANES), i // (lanes // LANES) * LANES
+            rows = scratch(LANES * LANES, "rows")
+
+            def load(r: PrimExpr) -> Stmt:
+                m = self.row(first + group * LANES + r)
+                return repeat(LANES, lambda v: put(
+                    rows, r * LANES + v, op.query(self.head, m, d + v) * scale),
+                    "v", tirx.ForKind.VECTORIZED)  # fmt: skip
+
+            def column(k: int, values: PrimExpr) -> Stmt:
+                place = tirx.Ramp((d + k) * lanes + group * LANES, 1, LANES)
+                return tirx.BufferStore(self.queries, values, [place])
+
+            return tirx.SeqStmt([tirx.AllocBuffer(rows), unrolled(LANES, load),
+                                 *transpose8(rows, column)])  # fmt: skip
+
+        def single(d: PrimExpr) -> Stmt:
+            return repeat(lanes, lambda v: put(
+                self.queries, d * lanes + v, op.query(self.head, self.row(first + v), d) * scale),
+                "lane")  # fmt: skip
+
+        whole, rest = divmod(op.depth, LANES)
+        squares = repeat(whole * (lanes // LANES), square, "square") if whole else None
+        singles = repeat(rest, lambda d: single(whole * LANES + d), "d") if rest else None
+        return [s for s in (squares, singles) if s is not None]
+
+    def block(self, first: PrimExpr, base: PrimExpr, count: PrimExpr) -> Stmt:
+        """Powers of `count` keys from `base`, with the running maxima, sums and factors."""
+        size = self.tiles.key_tile
+        tiles = repeat((count + (size - 1)) // size, lambda i: self.score_tile(first, base, i),
+                       "keys")  # fmt: skip
+        before = scratch(self.lanes, "before")
+
+        def rescale(i: PrimExpr) -> Stmt:
+            top = self.top[i]
+            return put(self.base, i, tirx.Select(top > MINUS_INFINITY, top, ZERO))
+
+        def decay(i: PrimExpr) -> Stmt:
+            factor = weight(before[i] - self.base[i])
+            return tirx.SeqStmt([put(self.factor, i, factor),
+                                 put(self.total, i, self.total[i] * self.factor[i])])  # fmt: skip
+
+        def power(n: PrimExpr) -> Stmt:
+            def lane(i: PrimExpr) -> Stmt:
+                at = n * self.lanes + i
+                value = weight(self.scores[at] - self.base[i])
+                total = self.total[i] + self.scores[at]
+                return tirx.SeqStmt([put(self.scores, at, value), put(self.total, i, total)])
+
+            return across(self.lanes, lane)
+
+        online = self.tiles.blocks > 1
+        keep = [tirx.AllocBuffer(before), across(self.lanes, lambda i: put(before, i, self.top[i]))]
+        return tirx.SeqStmt([
+            *(keep if online else []), tiles, across(self.lanes, rescale),
+            *([across(self.lanes, decay)] if online else []), repeat(count, power, "n"),
+        ])  # fmt: skip
+
+    def score_tile(self, first: PrimExpr, base: PrimExpr, number: PrimExpr) -> Stmt:
+        """Scores of a register tile: `key_tile` keys by all lanes; maxima are raised."""
+        op, lanes, size = self.op, self.lanes, self.tiles.key_tile
+        acc = scratch(size * lanes, "acc")
+        offset = number * size
+
+        def each(stmt: Callable[[PrimExpr, PrimExpr], Stmt]) -> Stmt:
+            return unrolled(size, lambda k: across(lanes, lambda i: stmt(k, i)))
+
+        def add(d: PrimExpr, k: PrimExpr, i: PrimExpr) -> Stmt:
+            product = self.key(base + offset + k, d) * self.queries[d * lanes + i]
+            return put(acc, k * lanes + i, product + acc[k * lanes + i])
+
+        def finish(k: PrimExpr, i: PrimExpr) -> Stmt:
+            at = (offset + k) * lanes + i
+            n = self.key_row(base + offset + k)
+            score = op.masked(acc[k * lanes + i], self.head, self.row(first + i), n)
+            raised = tirx.max(self.top[i], self.scores[at])
+            return tirx.SeqStmt([put(self.scores, at, score), put(self.top, i, raised)])
+
+        return tirx.SeqStmt([
+            tirx.AllocBuffer(acc), each(lambda k, i: put(acc, k * lanes + i, ZERO)),
+            repeat(op.depth, lambda d: each(lambda k, i: add(d, k, i)), "d"), each(finish),
+        ])  # fmt: skip
+
+    def inverse(self) -> Stmt:
+        """`factor` becomes what the sums are divided by, as a factor; 0 for rows without keys."""
+
+        def lane(i: PrimExpr) -> Stmt:
+            total = self.total[i]
+            value = tirx.Select(total > ZERO, const(1.0, "float32") / total, total)
+            return put(self.factor, i, value)
+
+        return across(self.lanes, lane)
+
+    # Products with V
+
+    def products(self, first: PrimExpr, count: PrimExpr, base: PrimExpr | None = None
+                 ) -> list[Stmt]:  # fmt: skip
+        """Weights times V: into the output, or with `base` onto the rescaled sums."""
+        vectors, rest = divmod(self.op.width, LANES)
+        panels = ceil_div(vectors, MAX_PANEL)
+        widths = [vectors // panels + (k < vectors % panels) for k in range(panels)]
+        stmts: list[Stmt] = []
+        at = 0
+        for width, alike in groupby([*widths, *(0 for _ in range(rest))]):
+            number, columns = len(list(alike)), width * LANES or 1
+            stmts.append(repeat(number, self.panel(first, count, base, at, width), "panel"))
+            at += number * columns
+        return stmts
+
+    def panel(self, first: PrimExpr, count: PrimExpr, base: PrimExpr | None, start: int,
+              vectors: int) -> Callable[[PrimExpr], Stmt]:  # fmt: skip
+        """Panel p from column `start` on, `vectors` wide, one register tile of rows at a time."""
+        rows, width = TILE_ROWS[vectors], vectors * LANES or 1
+
+        def build(p: PrimExpr) -> Stmt:
+            def group(g: PrimExpr) -> Stmt:
+                tile = ProductTile(self, first, g * rows, rows, start + p * width, width)
+                return tile.build(count, base)
+
+            return repeat(self.lanes // rows, group, "rows")
+
+        return build
+
+    def finish(self, first: PrimExpr) -> Stmt:
+        """The sums of a tile, divided, to the output."""
+        op = self.op
+
+        def line(r: PrimExpr) -> Stmt:
+            stmt = along(op.width, lambda e: op.store(
+                self.head, first + r, e, self.sums[r * op.width + e] * self.factor[r]))  # fmt: skip
+            return tirx.IfThenElse(first + r < op.rows, stmt, None)
+
+        return repeat(self.lanes, line, "row")
+
+
+@dataclass(frozen=True)
+class ProductTile:
+    """A register tile of weights times V: `rows` query rows from `row` of the tile of rows that
+    begins at `first`, by `width` columns from `column`.
+    """
+
+    task: Task
+    first: PrimExpr
+    row: PrimExpr
+    rows: int
+    column: PrimExpr
+    width: int
+
+    def each(self, stmt: Callable[[PrimExpr, PrimExpr], Stmt]) -> Stmt:
+        if self.width == 1:
+            return across(self.rows, lambda r: stmt(r, const(0, "int32")))
+        return unrolled(self.rows, lambda r: across(self.width, lambda e: stmt(r, e)))
+
+    def build(self, count: PrimExpr, base: PrimExpr | None) -> Stmt:
+        """The sum over `count` keys, from `base` on if there are several blocks."""
+        task, width = self.task, self.width
+        acc = scratch(self.rows * width, "acc")
+        origin = base if base is not None else const(0, "int32")
+
+        def start(r: PrimExpr, e: PrimExpr) -> Stmt:
+            old = task.sums[self.place(r, e)] * task.factor[self.row + r]
+            return put(acc, r * width + e, ZERO if base is None else old)
+
+        def add(n: PrimExpr, r: PrimExpr, e: PrimExpr) -> Stmt:
+            value = task.value(origin + n, self.column + e)
+            product = task.scores[n * task.lanes + self.row + r] * value
+            return put(acc, r * width + e, product + acc[r * width + e])
+
+        def keep(r: PrimExpr, e: PrimExpr) -> Stmt:
+            return put(task.sums, self.place(r, e), acc[r * width + e])
+
+        return tirx.SeqStmt([
+            tirx.AllocBuffer(acc), self.each(start),
+            repeat(count, lambda n: self.each(lambda r, e: add(n, r, e)), "n"),
+            self.stores(acc) if base is None else self.each(keep),
+        ])  # fmt: skip
+
+    def place(self, r: PrimExpr, e: PrimExpr) -> PrimExpr:
+        return (self.row + r) * self.task.op.width + self.column + e
+
+    def stores(self, acc: Any) -> Stmt:
+        """The tile, divided, to the output; rows beyond the last are left out."""
+        task, op = self.task, self.task.op
+
+        def end(r: PrimExpr, e: PrimExpr) -> Stmt:
+            value = acc[r * self.width + e] * task.factor[self.row + r]
+            return op.store(task.head, self.first + self.row + r, self.column + e, value)
+
+        if op.rows % task.lanes == 0:
+            return self.each(end)
+
+        def guarded(r: PrimExpr) -> Stmt:
+            single = self.width == 1
+            stmt = end(r, const(0, "int32")) if single else across(self.width, lambda e: end(r, e))
+            return tirx.IfThenElse(self.first + self.row + r < op.rows, stmt, None)
+
+        return unrolled(self.rows, guarded)

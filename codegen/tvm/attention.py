@@ -1,0 +1,81 @@
+"""Attention as one kernel: which forms there are, and the choice among them.
+
+A single query row is `decode`; more go tile by tile (`tiles`), a head of a batch at a time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from plait.codegen.schedule import Schedule
+from plait.codegen.target import Template
+from plait.codegen.tiles import LANES, PARALLEL_CYCLES, ceil_div
+from plait.codegen.tvm.attend import Tiles
+from plait.codegen.tvm.decode import build_decode
+from plait.codegen.tvm.operands import Operands
+from plait.ir import types as t
+from plait.ir.dims import is_static
+from plait.ir.graph import Graph
+from plait.ir.types import TensorType
+from plait.passes.select import Selection
+
+KEY_BLOCK = 256  # keys of a block: its scores for 16 rows take half of an L1 cache
+SINGLE_BLOCK = 384  # up to so many keys need no second block
+ROW_LANES = 16  # query rows of a tile, 8 if there are few rows
+KEY_TILES = (4, 5, 6)  # keys of a register tile: 6 by 16 scores leave room for operands
+
+
+def takes(types: tuple[TensorType, ...]) -> bool:
+    """Float32 attention with static dimensions, none of them empty."""
+    floats = all(ty.dtype == t.f32 for ty in types[:3])
+    masks = all(ty.dtype in (t.f32, t.bool_) for ty in types[3:])
+    static = all(is_static(ty.shape) for ty in types)
+    return floats and masks and static and all(n != 0 for ty in types for n in ty.shape)
+
+
+def choose(body: Graph, constant: tuple[bool, ...], threads: int) -> Selection | None:
+    """Any body of attention; `decode` for a single query row, else tiles and tasks."""
+    if not any(n.op == "attention" for n in body.nodes):
+        return None
+    op = Operands(body)
+    parts = threads if _cycles(op) >= PARALLEL_CYCLES else 1
+    if op.rows == 1:
+        return Selection(str(Schedule.make("attention", form="decode", shared=int(parts > 1))))
+    lanes = LANES if op.rows <= LANES else ROW_LANES
+    tiles = ceil_div(op.rows, lanes)
+    even = op.heads % parts == 0 or op.heads >= 8 * parts
+    chunks = 1 if even else min(parts, tiles)
+    schedule = Schedule.make(
+        "attention", form="tiles", lanes=lanes, keys=_key_tile(op.keys), block=_block(op.keys),
+        chunks=chunks, copy=int(ceil_div(tiles, chunks) >= 3), parts=parts,
+    )  # fmt: skip
+    return Selection(str(schedule))
+
+
+def _cycles(op: Operands) -> int:
+    """Cycles of one thread, roughly: 16 multiply-adds each."""
+    return op.heads * op.rows * op.keys * (op.depth + op.width) // 16
+
+
+def _key_tile(keys: int) -> int:
+    """Keys of a register tile: few wasted ones, and enough chains of multiply-adds."""
+    return min(KEY_TILES, key=lambda n: (ceil_div(keys, n) * (max(n, 4) + 0.5), -n))
+
+
+def _block(keys: int) -> int:
+    """Keys of a block, even shares."""
+    if keys <= SINGLE_BLOCK:
+        return keys
+    return ceil_div(keys, ceil_div(keys, KEY_BLOCK))
+
+
+def build(body: Graph, schedule: Schedule) -> Any:
+    """The PrimFunc over flat buffers: inputs, then the output."""
+    op = Operands(body)
+    if schedule.parameters["form"] == "decode":
+        return op.function(build_decode(op, bool(schedule.number("shared"))))
+    numbers = (schedule.number(k) for k in ("lanes", "keys", "block", "chunks", "copy", "parts"))
+    return op.function(Tiles(op, *numbers).build())
+
+
+ATTENTION = Template("attention", choose, build)

@@ -1,0 +1,134 @@
+"""Pieces of hand-built kernels: loops, register tiles and polynomial functions as TIR."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tvm import tirx
+
+from plait.codegen.tiles import LANES
+from plait.codegen.tvm.lower import const, lower
+from plait.ir import approx
+from plait.ir import expr as e
+from plait.ir import types as t
+
+PrimExpr = Any
+Stmt = Any
+
+ZERO = const(0.0, "float32")
+MINUS_INFINITY = const(float("-inf"), "float32")
+
+
+def scratch(size: int, name: str) -> Any:
+    """A float32 buffer of the kernel's own: below 1 KiB on the stack or in registers."""
+    return tirx.decl_buffer((size,), "float32", name=name)
+
+
+def repeat(extent: int | PrimExpr, body: Callable[[PrimExpr], Stmt], name: str,
+           kind: Any = tirx.ForKind.SERIAL) -> Stmt:  # fmt: skip
+    """A loop whose extent may be computed."""
+    if isinstance(extent, int):
+        if extent == 1 and kind != tirx.ForKind.VECTORIZED:
+            return body(const(0, "int32"))
+        extent = const(extent, "int32")
+    var = tirx.Var(name, "int32")
+    return tirx.For(var, const(0, "int32"), extent, kind, body(var))
+
+
+def unrolled(extent: int, body: Callable[[PrimExpr], Stmt]) -> Stmt:
+    """A loop that TVM unrolls after its own passes, which then see little code."""
+    return repeat(extent, body, "u", tirx.ForKind.UNROLLED)
+
+
+def across(width: int, body: Callable[[PrimExpr], Stmt]) -> Stmt:
+    """`body` at 0..width-1, in vectors; `width` is a multiple of their length."""
+
+    def at(u: PrimExpr) -> Stmt:
+        return repeat(LANES, lambda v: body(u * LANES + v), "v", tirx.ForKind.VECTORIZED)
+
+    return unrolled(width // LANES, at)
+
+
+def along(extent: int, body: Callable[[PrimExpr], Stmt]) -> Stmt:
+    """`body` at 0..extent-1: a loop of vectors, then the rest one by one."""
+    whole, rest = divmod(extent, LANES)
+    parts: list[Stmt] = []
+    if whole:
+        parts.append(repeat(whole, lambda u: repeat(
+            LANES, lambda v: body(u * LANES + v), "v", tirx.ForKind.VECTORIZED), "u"))  # fmt: skip
+    if rest:
+        parts.append(repeat(rest, lambda i: body(whole * LANES + i), "i"))
+    return parts[0] if len(parts) == 1 else tirx.SeqStmt(parts)
+
+
+def put(buffer: Any, index: PrimExpr, value: PrimExpr) -> Stmt:
+    return tirx.BufferStore(buffer, value, [index])
+
+
+def polynomial(name: str, x: PrimExpr) -> PrimExpr:
+    """The vectorisable form of a function, `plait.ir.approx`."""
+    argument = e.Load(0, (), t.f32)
+    return lower(approx.TABLE[name](argument), lambda k, index: x, {})
+
+
+# 2**u on |u| <= 1/2: a weighted minimax fit, relative error 2e-7 with rounding.
+_POWER = (1.0, 6.931470037e-1, 2.402224392e-1, 5.550710857e-2, 9.671491571e-3, 1.326987171e-3)
+_ROUND = 1.5 * 2.0**23 + 127  # x + _ROUND is x rounded to an integer, its low bits n + 127
+LOG2E = 1.4426950408889634
+
+
+def weight(x: PrimExpr) -> PrimExpr:
+    """2**x for x <= 0 or NaN, 0 below 2**-126: half the work of `exp`, for softmax in base 2."""
+    argument = e.Load(0, (), t.f32)
+    held = e.select(argument < -127.0, e.lit(-127.0, t.f32), argument)
+    rounded = held + _ROUND
+    rest = held - (rounded - _ROUND)
+    value = e.fma(rest, _POWER[-1], _POWER[-2])
+    for c in reversed(_POWER[:-2]):
+        value = e.fma(value, rest, c)
+    power = (rounded.bitcast(t.i32) << 23).bitcast(t.f32)
+    return lower(value * power, lambda k, index: x, {})
+
+
+def bounded(index: PrimExpr, last: int, needed: bool) -> PrimExpr:
+    """`index`, held to `last` if it may exceed it."""
+    return tirx.min(index, const(last, "int32")) if needed else index
+
+
+_TRANSPOSE = (
+    ((0, 8, 1, 9, 4, 12, 5, 13), (2, 10, 3, 11, 6, 14, 7, 15)),
+    ((0, 1, 8, 9, 4, 5, 12, 13), (2, 3, 10, 11, 6, 7, 14, 15)),
+    ((0, 1, 2, 3, 8, 9, 10, 11), (4, 5, 6, 7, 12, 13, 14, 15)),
+)
+
+
+def transpose8(rows: Any, put_column: Callable[[int, PrimExpr], Stmt]) -> list[Stmt]:
+    """Columns of an 8 by 8 tile in a buffer, `put_column(j, vector)` for each.
+
+    Three rounds of shuffles of two vectors each; source of the idea: any transposition of 2**n
+    by 2**n is n rounds of pairwise interleaving.
+    """
+
+    def load(buffer: Any, k: int) -> PrimExpr:
+        return tirx.BufferLoad(buffer, [tirx.Ramp(const(k * LANES, "int32"), 1, LANES)])
+
+    def mix(a: PrimExpr, b: PrimExpr, picks: tuple[int, ...]) -> PrimExpr:
+        return tirx.Shuffle([a, b], [const(p, "int32") for p in picks])
+
+    stmts: list[Stmt] = []
+    current = rows
+    for level, distance in ((0, 1), (1, 2)):
+        following = scratch(LANES * LANES, f"t{level}")
+        stmts.append(tirx.AllocBuffer(following))
+        for a in (k for k in range(LANES) if not k & distance):
+            pair = load(current, a), load(current, a + distance)
+            for half, picks in enumerate(_TRANSPOSE[level]):
+                place = tirx.Ramp(const((a + half * distance) * LANES, "int32"), 1, LANES)
+                stmts.append(tirx.BufferStore(following, mix(*pair, picks), [place]))
+        current = following
+    for a, column in enumerate((0, 2, 1, 3)):
+        pair = load(current, a), load(current, a + 4)
+        stmts += [put_column(column + 4 * half, mix(*pair, picks))
+                  for half, picks in enumerate(_TRANSPOSE[2])]  # fmt: skip
+    return stmts

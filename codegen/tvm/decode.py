@@ -1,0 +1,168 @@
+"""Attention of a single query row: products of a vector with K and with V as they lie in memory.
+
+Each key's product runs along its depth in lanes, eight keys at a time, whose lanes are then summed
+by a transposition; powers and their sum run along keys, the result along its own columns.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import tirx
+
+from plait.codegen.tiles import LANES
+from plait.codegen.tvm.blocks import (
+    LOG2E,
+    MINUS_INFINITY,
+    ZERO,
+    across,
+    along,
+    bounded,
+    put,
+    repeat,
+    scratch,
+    transpose8,
+    unrolled,
+    weight,
+)
+from plait.codegen.tvm.lower import const
+from plait.codegen.tvm.operands import Operands
+
+PrimExpr = Any
+Stmt = Any
+
+PANEL = 8 * LANES  # columns of V summed at once
+
+
+def build_decode(op: Operands, shared: bool) -> Stmt:
+    """The code of all heads, which threads may share."""
+    kind = tirx.ForKind.PARALLEL if shared else tirx.ForKind.SERIAL
+    return repeat(op.heads, lambda head: Row(op, head).build(), "head", kind)
+
+
+class Row:
+    """The code for one head."""
+
+    def __init__(self, op: Operands, head: PrimExpr) -> None:
+        self.op, self.head = op, head
+        self.seen = 1 if op.causal else op.keys
+        self.padded = -(-self.seen // LANES) * LANES
+        self.query, self.powers = scratch(op.depth, "query"), scratch(self.padded, "powers")
+        self.top, self.total = scratch(LANES, "top"), scratch(LANES, "total")
+        self.result = scratch(2, "result")
+
+    def build(self) -> Stmt:
+        op = self.op
+        buffers = (self.query, self.powers, self.top, self.total, self.result)
+        scale, zero = const(op.scale * LOG2E, "float32"), const(0, "int32")
+        load = along(op.depth, lambda d: put(
+            self.query, d, op.query(self.head, zero, d) * scale))  # fmt: skip
+        return tirx.SeqStmt([
+            *(tirx.AllocBuffer(b) for b in buffers),
+            load,
+            across(LANES, lambda i: put(self.top, i, MINUS_INFINITY)),
+            repeat(self.padded // LANES, lambda g: self.eight_scores(g * LANES), "keys"),
+            *self.softmax(),
+            *self.products(),
+        ])  # fmt: skip
+
+    def eight_scores(self, first: PrimExpr) -> Stmt:
+        """Scores of eight keys; those beyond the end are hidden."""
+        op = self.op
+        acc, score = scratch(LANES * LANES, "acc"), scratch(LANES, "score")
+        ragged = self.padded != self.seen
+
+        def key(k: PrimExpr) -> PrimExpr:
+            return bounded(first + k, op.keys - 1, ragged)
+
+        def lanes(stmt: Any) -> Stmt:
+            return unrolled(LANES, lambda k: across(LANES, lambda v: stmt(k, v)))
+
+        def term(u: PrimExpr) -> Stmt:
+            return lanes(lambda k, v: put(
+                acc, k * LANES + v,
+                op.key(self.head, key(k), u * LANES + v) * self.query[u * LANES + v]
+                + acc[k * LANES + v]))  # fmt: skip
+
+        def single(d: PrimExpr) -> Stmt:
+            return across(LANES, lambda k: put(
+                score, k, op.key(self.head, key(k), d) * self.query[d] + score[k]))  # fmt: skip
+
+        def add(k: int, column: PrimExpr) -> Stmt:
+            place = tirx.Ramp(const(0, "int32"), 1, LANES)
+            return tirx.BufferStore(score, tirx.BufferLoad(score, [place]) + column, [place])
+
+        def finish(k: PrimExpr) -> Stmt:
+            n = key(k)
+            value = op.masked(score[k], self.head, const(0, "int32"), n)
+            if ragged:
+                value = tirx.Select(first + k < self.seen, value, MINUS_INFINITY)
+            return tirx.SeqStmt([
+                put(self.powers, first + k, value),
+                put(self.top, k, tirx.max(self.top[k], self.powers[first + k])),
+            ])  # fmt: skip
+
+        whole, rest = divmod(op.depth, LANES)
+        sums = [repeat(whole, term, "d"), *transpose8(acc, add)] if whole else []
+        tail = [repeat(rest, lambda d: single(whole * LANES + d), "tail")] if rest else []
+        return tirx.SeqStmt([
+            tirx.AllocBuffer(acc), tirx.AllocBuffer(score),
+            lanes(lambda k, v: put(acc, k * LANES + v, ZERO)),
+            across(LANES, lambda k: put(score, k, ZERO)),
+            *sums, *tail, across(LANES, finish),
+        ])  # fmt: skip
+
+    def softmax(self) -> list[Stmt]:
+        """Powers in place of scores, and the inverse of their sum in `result[1]`."""
+        result, one = self.result, const(1.0, "float32")
+        first, second = const(0, "int32"), const(1, "int32")
+        top = repeat(LANES, lambda i: put(result, first, tirx.max(result[0], self.top[i])), "i")
+        base = tirx.Select(result[0] > MINUS_INFINITY, result[0], ZERO)
+
+        def power(u: PrimExpr) -> Stmt:
+            def lane(v: PrimExpr) -> Stmt:
+                at = u * LANES + v
+                value = weight(self.powers[at] - result[0])
+                total = self.total[v] + self.powers[at]
+                return tirx.SeqStmt([put(self.powers, at, value), put(self.total, v, total)])
+
+            return across(LANES, lane)
+
+        total = repeat(LANES, lambda i: put(result, second, result[1] + self.total[i]), "i")
+        inverse = tirx.Select(result[1] > ZERO, one / result[1], result[1])
+        return [
+            put(result, first, MINUS_INFINITY), top, put(result, first, base),
+            across(LANES, lambda i: put(self.total, i, ZERO)),
+            repeat(self.padded // LANES, power, "keys"),
+            put(result, second, ZERO), total, put(result, second, inverse),
+        ]  # fmt: skip
+
+    def products(self) -> list[Stmt]:
+        """Powers times V, panel by panel of columns."""
+        whole, rest = divmod(self.op.width, PANEL)
+        stmts = [repeat(whole, lambda p: self.panel(p * PANEL, PANEL), "panel")] if whole else []
+        vectors, singles = divmod(rest, LANES)
+        at = whole * PANEL
+        if vectors:
+            stmts.append(self.panel(const(at, "int32"), vectors * LANES))
+        at += vectors * LANES
+        if singles:
+            stmts.append(repeat(singles, lambda e: self.panel(at + e, 1), "column"))
+        return stmts
+
+    def panel(self, column: PrimExpr, width: int) -> Stmt:
+        op = self.op
+        acc = scratch(width, "acc")
+
+        def each(stmt: Any) -> Stmt:
+            return stmt(const(0, "int32")) if width == 1 else across(width, stmt)
+
+        def term(n: PrimExpr) -> Stmt:
+            return each(lambda e: put(
+                acc, e, self.powers[n] * op.value(self.head, n, column + e) + acc[e]))  # fmt: skip
+
+        return tirx.SeqStmt([
+            tirx.AllocBuffer(acc), each(lambda e: put(acc, e, ZERO)), repeat(self.seen, term, "n"),
+            each(lambda e: op.store(self.head, const(0, "int32"), column + e,
+                                    acc[e] * self.result[1])),
+        ])  # fmt: skip

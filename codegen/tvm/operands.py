@@ -1,0 +1,78 @@
+"""What the forms of the attention kernel share: its operands element by element, and its mask."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from tvm import tirx
+
+from plait.codegen.tvm.access import Access, flat_reads
+from plait.codegen.tvm.blocks import LOG2E, MINUS_INFINITY
+from plait.codegen.tvm.generic import anchor_of
+from plait.codegen.tvm.loops import flat, unflatten
+from plait.codegen.tvm.lower import const
+from plait.ir import types as t
+from plait.ir.graph import Graph
+
+PrimExpr = Any
+Stmt = Any
+
+
+class Operands:
+    """The attention of a body: sizes, and access through whatever movement the body holds.
+
+    Heads of all batches are numbered 0..heads-1; `rows` queries, `keys` keys, `depth` elements of
+    each, `width` elements of a value.
+    """
+
+    def __init__(self, body: Graph) -> None:
+        self.body = body
+        self.node = body.nodes[anchor_of(body)]
+        q, _, v = (body.types[o].static("TVM code generation") for o in self.node.operands[:3])
+        self.outer = q[:-2]
+        self.heads, self.rows, self.depth = math.prod(self.outer), q[-2], q[-1]
+        self.keys, self.width = v[-2], v[-1]
+        self.group = q[-3] // v[-3]
+        self.causal: bool = self.node.attrs["causal"]
+        self.scale: float = self.node.attrs["scale"]
+        self.inputs = [flat(i.type, f"x{k}") for k, i in enumerate(body.inputs)]
+        self.output = flat(body.output_types[0], "y")
+        self.access = Access(body, flat_reads(self.inputs))
+
+    def function(self, stmt: Stmt) -> Any:
+        """The PrimFunc of a kernel's code."""
+        params = [f.buffer for f in (*self.inputs, self.output)]
+        return tirx.PrimFunc(params, stmt).with_attr("s_tir", True)
+
+    def query(self, head: PrimExpr, m: PrimExpr, d: PrimExpr) -> PrimExpr:
+        return self.access.element(self.node.operands[0], [*unflatten(head, self.outer), m, d])
+
+    def key(self, head: PrimExpr, n: PrimExpr, d: PrimExpr) -> PrimExpr:
+        return self.access.element(self.node.operands[1], [*self._shared(head), n, d])
+
+    def value(self, head: PrimExpr, n: PrimExpr, e: PrimExpr) -> PrimExpr:
+        return self.access.element(self.node.operands[2], [*self._shared(head), n, e])
+
+    def _shared(self, head: PrimExpr) -> list[PrimExpr]:
+        *batch, h = unflatten(head, self.outer)
+        return [*batch, tirx.floordiv(h, self.group) if self.group > 1 else h]
+
+    def masked(self, score: PrimExpr, head: PrimExpr, m: PrimExpr, n: PrimExpr) -> PrimExpr:
+        """A score in base 2 with the mask and causality: minus infinity for keys not seen."""
+        if len(self.node.operands) == 4:
+            value = self.node.operands[3]
+            shape = self.body.types[value].shape
+            full = [*unflatten(head, self.outer), m, n]
+            tail = full[len(full) - len(shape) :]
+            zero = const(0, "int32")
+            index = [zero if n == 1 else i for i, n in zip(tail, shape, strict=True)]
+            mask = self.access.element(value, index)
+            if self.body.types[value].dtype == t.bool_:
+                score = tirx.Select(mask, score, MINUS_INFINITY)
+            else:
+                score = score + mask * const(LOG2E, "float32")
+        return tirx.Select(n <= m, score, MINUS_INFINITY) if self.causal else score
+
+    def store(self, head: PrimExpr, m: PrimExpr, e: PrimExpr, value: PrimExpr) -> Stmt:
+        return self.output.store([*unflatten(head, self.outer), m, e], value)
