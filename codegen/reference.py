@@ -1,0 +1,139 @@
+"""The reference target: kernels that are numpy interpretations of their bodies.
+
+Behind the same record as the compiled targets, it makes `pipeline + target` an oracle: the
+passes take the decisions of the target it stands for (what is decomposed, layouts, packing,
+polynomials), and what they made is then run without any code generator.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from plait.codegen.schedule import Schedule
+from plait.codegen.target import Target, Template
+from plait.ir.errors import Unsupported
+from plait.ir.graph import Graph, Node
+from plait.ir.interp import bind_sizes, interpret, run_node
+from plait.ir.types import TensorType
+from plait.passes.memory import MemoryPlan, Storage
+from plait.passes.select import Selection
+
+# A kernel that can be called: arrays of the logical shapes in, a list of such arrays out.
+Kernel: TypeAlias = "Callable[..., Sequence[Any]]"
+
+
+def interpreted(body: Graph, schedule: Schedule) -> Kernel:
+    """The kernel of a body as a Python callable on numpy arrays."""
+    return lambda *arrays: interpret(body, arrays)
+
+
+def standing_for(target: Target) -> Target:
+    """A target that decides as `target` does and interprets the kernels it is given."""
+    templates = tuple(replace(template, build=interpreted) for template in target.templates)
+    return replace(target, name=f"reference for {target.name}", templates=templates)
+
+
+def _choose_any(body: Graph, constant: tuple[bool, ...], threads: int) -> Selection:
+    return Selection("interpret")
+
+
+@cache
+def reference_target() -> Target:
+    """The plain reference target: any body, row-major, everything decomposed, nothing packed."""
+    return Target(
+        name="reference",
+        channels_last=False,
+        approximates=frozenset(),
+        composites={},
+        templates=(Template("interpret", _choose_any, interpreted),),
+        threads=1,
+    )
+
+
+def run_lowered(
+    graph: Graph,
+    inputs: Sequence[Any],
+    target: Target,
+    wrap: Callable[[Node, Any], Kernel] = lambda node, built: built,
+) -> list[Any]:
+    """Outputs of a selected graph whose kernels `target` builds; what is no kernel is interpreted.
+
+    `wrap(node, built)` makes a callable on numpy arrays of a target's own form of a kernel.
+    Raises `InputMismatch` on a wrong argument and the target's errors.
+    """
+
+    sizes = bind_sizes(graph, inputs)
+    env: dict[int, Any] = {k: np.asarray(a) for k, a in enumerate(inputs)}
+    for k, node in enumerate(graph.nodes):
+        arrays = [env[v] for v in node.operands]
+        if node.op == "kernel":
+            kernel = wrap(node, target.build(node.attrs["body"], node.attrs["schedule"]))
+            results = tuple(kernel(*arrays))
+        else:
+            results = run_node(node, [graph.types[v] for v in node.operands], arrays, sizes)
+        env.update(zip(graph.results(k), results, strict=True))
+    return [np.ascontiguousarray(env[v]).reshape(np.shape(env[v])) for v in graph.outputs]
+
+
+def run_planned(
+    graph: Graph,
+    plan: MemoryPlan,
+    inputs: Sequence[Any],
+    target: Target,
+    wrap: Callable[[Node, Any], Kernel] = lambda node, built: built,
+) -> list[Any]:
+    """As `run_lowered`, with every value in the memory that the plan gives it.
+
+    Values lie in their physical layouts and views are never computed, so a wrong layout, a wrong
+    view or a block reused too early shows in the result.  Unwritten memory holds NaN, or -1.
+    """
+    bind_sizes(graph, inputs)
+    arena = np.full(plan.size, 0xFF, np.uint8)
+    outputs = [np.empty(_nbytes(ty), np.uint8) for ty in graph.output_types]
+    memory: dict[Storage, Any] = {
+        Storage("input", k): _bytes(ty, np.asarray(a))
+        for k, (ty, a) in enumerate(zip(graph.input_types, inputs, strict=True))
+    }
+    for k, node in enumerate(graph.nodes):
+        if node.op == "constant":
+            memory[Storage("constant", k)] = _bytes(node.types[0], node.attrs["value"].array)
+    memory.update((Storage("output", k), data) for k, data in enumerate(outputs))
+    memory.update((Storage("arena", k), arena[b.offset :]) for k, b in enumerate(plan.blocks))
+
+    def value(v: int) -> Any:
+        return _tensor(memory[plan.storage[v]], graph.types[v])
+
+    for k, node in enumerate(graph.nodes):
+        if node.op == "kernel":
+            kernel = wrap(node, target.build(node.attrs["body"], node.attrs["schedule"]))
+            results = kernel(*(value(v).copy() for v in node.operands))
+            for v, result in zip(graph.results(k), results, strict=True):
+                value(v)[...] = result
+        elif node.op != "constant" and plan.storage[node.operands[0]] not in map(
+            plan.storage.__getitem__, graph.results(k)
+        ):
+            raise Unsupported(f"{node.op!r} outside a kernel is no view of its operand's memory")
+    return [value(v).copy(order="C") for v in graph.outputs]
+
+
+def _nbytes(type: TensorType) -> int:
+    return math.prod(type.static("the memory plan")) * type.dtype.itemsize
+
+
+def _bytes(type: TensorType, array: Any) -> Any:
+    """The memory of a tensor, in its physical layout."""
+    return np.ascontiguousarray(array.transpose(type.order)).reshape(-1).view(np.uint8)
+
+
+def _tensor(memory: Any, type: TensorType) -> Any:
+    """The tensor of logical shape that begins at the start of `memory`; shares it."""
+    shape = type.static("the memory plan")
+    flat = memory[: _nbytes(type)].view(type.dtype.numpy)
+    physical = flat.reshape([shape[d] for d in type.order])
+    return physical.transpose(np.argsort(type.order).tolist())
