@@ -93,7 +93,9 @@ def _operators() -> dict[str, Any]:
 
 
 class Worker:
-    """A process that runs operators by name; replaced when it dies or hangs."""
+    """A process that runs operators by name; replaced when it dies, hangs or has grown old."""
+
+    LIFE: Final = 60  # operators; torch keeps what it traced
 
     def __init__(self, args: argparse.Namespace) -> None:
         flags = ["--samples", str(args.samples), "--executor", args.executor]
@@ -101,10 +103,14 @@ class Worker:
         self.command = [sys.executable, "-m", "benchmarks.op_matrix", "--worker", *flags]
         self.timeout = args.timeout
         self.process: subprocess.Popen[str] | None = None
+        self.age = 0
 
     def run(self, name: str) -> Row:
         """The operator's row, whatever happens to the process."""
+        if self.age >= self.LIFE:
+            self.close()
         process = self._started()
+        self.age += 1
         assert process.stdin is not None and process.stdout is not None
         timer = threading.Timer(self.timeout, process.kill)
         began = time.monotonic()
@@ -128,6 +134,7 @@ class Worker:
 
     def _started(self) -> subprocess.Popen[str]:
         if self.process is None:
+            self.age = 0
             self.process = subprocess.Popen(
                 self.command,
                 cwd=ROOT,
@@ -144,6 +151,7 @@ class Worker:
         if self.process is not None:
             self.process.kill()
             self.process.wait()
+            self.process = None
 
 
 def run_all(names: Sequence[str], args: argparse.Namespace) -> list[Row]:

@@ -24,10 +24,10 @@ from torch._guards import TracingContext
 
 from plait.frontend import decompositions, native
 from plait.frontend import options as backend_options
-from plait.frontend.importer import Fallback, import_graph
+from plait.frontend.importer import COMPUTED, Fallback, import_graph
 from plait.frontend.options import Options
 from plait.frontend.program import Compile, Program, interpreted
-from plait.frontend.tensors import blob_of, dim_of, row_major, stride_order
+from plait.frontend.tensors import FROM_TORCH, blob_of, dim_of, row_major, stride_order
 from plait.frontend.weights import Watch
 from plait.ir.errors import Unsupported, UnsupportedOp
 from plait.ir.logs import logger
@@ -99,13 +99,22 @@ def _static_inputs(module: fx.GraphModule, settings: Options, role: str) -> tupl
 
 
 @dataclass(frozen=True)
+class _Form:
+    """How eager returns an output that is dense but not row-major."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    order: tuple[int, ...] | None  # the physical order that the graph returns; None: row-major
+
+
+@dataclass(frozen=True)
 class _Variant:
     """The graph compiled for concrete sizes and strides, and maybe for concrete weights."""
 
     program: Program
     outputs: tuple[tuple[bool, Any], ...]
     orders: tuple[tuple[int, tuple[int, ...] | None], ...]  # inputs: position, physical order
-    returned: Mapping[int, tuple[tuple[int, ...], tuple[int, ...]]]  # outputs: shape and strides
+    returned: Mapping[int, _Form]
     watch: Watch | None
 
 
@@ -206,7 +215,7 @@ class CompiledGraph:
         frozen = dict(zip(self._static, weights, strict=True))
         frozen = {k: t for k, t in frozen.items() if t.dtype != torch.bfloat16}
         orders = {
-            k: stride_order(x.shape, x.stride())
+            k: stride_order(x.shape, x.stride()) if _computed(x) else None
             for k, x in enumerate(args)
             if isinstance(x, Tensor) and k not in frozen
         }
@@ -216,7 +225,7 @@ class CompiledGraph:
             name=self.role,
             constants={names[k]: blob_of(t, names[k]) for k, t in frozen.items()},
             orders={names[k]: o for k, o in orders.items() if o is not None},
-            output_orders={k: stride_order(*form) or () for k, form in returned.items()},
+            output_orders={k: f.order for k, f in returned.items() if f.order is not None},
             sizes=sizes,
         )
         self.fallbacks = imported.fallbacks
@@ -240,26 +249,37 @@ def _run(variant: _Variant, args: Sequence[Any]) -> tuple[Any, ...]:
     results: list[Any] = []
     for position, (is_tensor, value) in enumerate(variant.outputs):
         if is_tensor and position in variant.returned:
-            results.append(tensors[value].as_strided(*variant.returned[position]))
+            results.append(_formed(tensors[value], variant.returned[position]))
         else:
             results.append(tensors[value] if is_tensor else value)
     return tuple(results)
 
 
-def _returned(
-    module: fx.GraphModule, sizes: Mapping[str, int]
-) -> dict[int, tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Shape and strides, by position, of the outputs that eager returns dense but not row-major."""
+def _formed(tensor: Tensor, form: _Form) -> Tensor:
+    """The tensor with the strides that eager gives it."""
+    if form.order is not None:
+        return tensor.as_strided(form.shape, form.strides)
+    return tensor.new_empty_strided(form.shape, form.strides).copy_(tensor)
+
+
+def _computed(tensor: Tensor) -> bool:
+    """Whether compiled code may hold the tensor, so that a change of its order costs no copy."""
+    return FROM_TORCH.get(tensor.dtype) in COMPUTED
+
+
+def _returned(module: fx.GraphModule, sizes: Mapping[str, int]) -> dict[int, _Form]:
+    """By position, the outputs that eager returns dense but not row-major."""
     (output,) = (n for n in module.graph.nodes if n.op == "output")
-    found: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+    found: dict[int, _Form] = {}
     for position, node in enumerate(output.args[0]):
-        value: Any = node.meta.get("val") if isinstance(node, fx.Node) else None
+        value = node.meta.get("val") if isinstance(node, fx.Node) else None
         if not isinstance(value, Tensor) or node.op == "placeholder":
             continue
         shape = tuple(_size(n, sizes) for n in value.shape)
         strides = tuple(_size(n, sizes) for n in value.stride())
-        if strides != row_major(shape) and stride_order(shape, strides) is not None:
-            found[position] = shape, strides
+        order = stride_order(shape, strides)
+        if strides != row_major(shape) and order is not None:
+            found[position] = _Form(shape, strides, order if _computed(value) else None)
     return found
 
 

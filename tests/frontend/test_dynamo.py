@@ -52,6 +52,16 @@ def test_several_results_keep_their_order_and_strides() -> None:
         same(found, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.bfloat16])
+def test_strides_of_dtypes_that_torch_computes(dtype: torch.dtype) -> None:
+    def function(x: Tensor) -> tuple[Tensor, Tensor]:
+        return (x * 2).t(), x.t() + 1
+
+    x = torch.randn(3, 5).to(dtype).t()
+    for found, expected in zip(compiled(function)(x), function(x), strict=True):
+        same(found, expected)
+
+
 def test_channels_last_results_stay_channels_last() -> None:
     model = nn.Conv2d(3, 8, 3).eval().to(memory_format=torch.channels_last)
     x = torch.randn(2, 3, 9, 7).to(memory_format=torch.channels_last)
