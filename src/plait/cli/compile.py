@@ -56,6 +56,8 @@ def _compile(captured: CapturedModel, hooks: list[Hook], settings: dict[str, Any
     try:
         with output.progress_bar("compiling") as progress:
             return compile_captured(captured, hooks=hooks, progress=progress, **settings)
+    except ModuleNotFoundError:
+        raise  # a package that is not installed is no failure of the compiler
     except Exception as error:
         if isinstance(error, PlaitError) and error.exit_code != CompileFailure.exit_code:
             raise
