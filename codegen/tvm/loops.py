@@ -33,7 +33,7 @@ UNROLL = 4
 # Below about this many elementary operations a second thread costs more than it saves.
 PARALLEL_WORK = 30_000
 COSTLY = frozenset({"exp", "log", "tanh", "erf", "sigmoid", "gelu", "silu", "sin", "cos", "pow",
-                    "expm1", "log1p", "div"})  # fmt: skip
+                    "expm1", "log1p", "div", "take", "gather"})  # fmt: skip
 MAX_ROW_BYTES = 256 * 1024
 
 
@@ -362,15 +362,31 @@ class Phases:
         ]  # fmt: skip
 
     def worth_keeping(self, level: int) -> list[int]:
-        """Full values of one level that this phase computes and a later one reads again."""
+        """Full values of one level that take work, feed this phase, and are read by a later one."""
         body, found = self.n.body, []
         for k, node in enumerate(body.nodes):
             (v,) = body.results(k)
-            if node.op in COSTLY and self.n.levels[v] == level and self.n.is_full(v):
-                later = [u for u in self._reading_levels(v) if u > level + 1]
-                if later and level + 1 in self._reading_levels(v):
-                    found.append(v)
+            if self.n.levels[v] != level or not self.n.is_full(v) or not self._takes_work(v):
+                continue
+            phases = self._reading_levels(v)
+            if level + 1 in phases and max(phases) > level + 1 and self._leaves_level(v):
+                found.append(v)
         return found
+
+    def _takes_work(self, v: int) -> bool:
+        """Whether a costly function or a gather is computed for a value at its level."""
+        made = self.n.body.producer(v)
+        if made is None or made.op.startswith("reduce_"):
+            return False
+        same = (o for o in made.operands if self.n.levels[o] == self.n.levels[v])
+        return made.op in COSTLY or any(map(self._takes_work, same))
+
+    def _leaves_level(self, v: int) -> bool:
+        """Whether a reader of the value belongs to a later level."""
+        body = self.n.body
+        return any(
+            self.n.levels[r] > self.n.levels[v] for u in body.users[v] for r in body.results(u)
+        )
 
     def _reading_levels(self, v: int) -> set[int]:
         """Phases (numbered by the level they produce) in which a value is needed."""

@@ -133,7 +133,8 @@ class _Lowering:
         if len(args) == 2:
             args = list(_unify(*args))
         if node.fn in ("eq", "ne") and node.args[0] is node.args[1] and node.args[0].dtype.is_float:
-            return is_nan(args[0]) if node.fn == "ne" else is_nan(args[0]).astype("int32") < const(1, "int32")
+            unequal = is_nan(args[0])
+            return unequal if node.fn == "ne" else unequal.astype("int32") < const(1, "int32")
         rule = FUNCTIONS.get(node.fn)
         if rule is None:
             raise Unsupported(f"the scalar function {node.fn!r} has no code for the CPU")
@@ -229,7 +230,7 @@ def _pick(fn: str, a: PrimExpr, b: PrimExpr) -> PrimExpr:
         return x > y if fn == "maximum" else x < y
 
     if not name.startswith("float"):
-        return tirx.Select(better(a, b), a, b)
+        return tirx.max(a, b) if fn == "maximum" else tirx.min(a, b)
     if isinstance(b, tirx.FloatImm):
         return tirx.Select(better(b, a), b, a)
     if isinstance(a, tirx.FloatImm):
@@ -243,7 +244,7 @@ def _equal(d: t.DType, a: PrimExpr, b: PrimExpr) -> PrimExpr:
 
 
 def _unequal(d: t.DType, a: PrimExpr, b: PrimExpr) -> PrimExpr:
-    """TVM compares for inequality in order: false on NaN; so the equality is negated as a number."""
+    """TVM's inequality is ordered, false on NaN; so the equality is negated as a number."""
     if d.is_float:
         return _equal(d, a, b).astype("int32") < const(1, "int32")
     return tirx.Not(_equal(d, a, b))
@@ -270,7 +271,8 @@ def _mod(d: t.DType, a: PrimExpr, b: PrimExpr) -> PrimExpr:
         return tirx.floormod(a, b)
     rest = _FMOD(d, a, b)
     zero = const(0, dtype_of(a))
-    wrong = tirx.all(tirx.NE(rest, zero), tirx.NE((rest < zero).astype("int32"), (b < zero).astype("int32")))
+    signs = (rest < zero).astype("int32"), (b < zero).astype("int32")
+    wrong = tirx.all(tirx.NE(rest, zero), tirx.NE(*signs))
     return tirx.Select(wrong, rest + b, rest)
 
 
@@ -317,7 +319,10 @@ FUNCTIONS: dict[str, Callable[..., PrimExpr]] = {
     "fma": _fma,
     "and": _bool_or(lambda d, a, b: tirx.bitwise_and(a, b), lambda a, b: tirx.all(a, b)),
     "or": _bool_or(lambda d, a, b: tirx.bitwise_or(a, b), lambda a, b: tirx.any(a, b)),
-    "xor": _bool_or(lambda d, a, b: tirx.bitwise_xor(a, b), lambda a, b: tirx.NE(a.astype("int32"), b.astype("int32"))),
+    "xor": _bool_or(
+        lambda d, a, b: tirx.bitwise_xor(a, b),
+        lambda a, b: tirx.NE(a.astype("int32"), b.astype("int32")),
+    ),
     "not": _bool_or(lambda d, x: tirx.bitwise_not(x), lambda x: tirx.Not(x)),
     "shl": lambda d, a, b: tirx.shift_left(a, b),
     "shr": lambda d, a, b: tirx.shift_right(a, b),
