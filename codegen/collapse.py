@@ -103,8 +103,10 @@ def _merge(spread: list[tuple[int, ...]], space: Space) -> list[list[int]]:
             continue
         last = groups[-1][-1] if groups else None
         alike = last is not None and all(
-            (s[d] == space.shape[d] or space.shape[d] == 1)
-            and (s[last] == space.shape[last] or space.shape[last] == 1)
+            (
+                (s[d] == space.shape[d] or space.shape[d] == 1)
+                and (s[last] == space.shape[last] or space.shape[last] == 1)
+            )
             or s[d] == s[last] == 1
             for s in spread
         )

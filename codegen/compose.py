@@ -79,5 +79,5 @@ def definition(body: Graph, node: int, result: int = 0) -> Compute:
     types = tuple(body.types[v] for v in made.operands)
     found = ops.get(made.op).computes(made.attrs, types)
     if found is None:
-        raise Unsupported(f"op {made.op!r} has no compute definition, so no loops can be made of it")
+        raise Unsupported(f"op {made.op!r} has no compute definition to make loops of")
     return found[result]

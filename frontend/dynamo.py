@@ -272,7 +272,7 @@ def _returned(module: fx.GraphModule, sizes: Mapping[str, int]) -> dict[int, _Fo
     (output,) = (n for n in module.graph.nodes if n.op == "output")
     found: dict[int, _Form] = {}
     for position, node in enumerate(output.args[0]):
-        value = node.meta.get("val") if isinstance(node, fx.Node) else None
+        value: Any = node.meta.get("val") if isinstance(node, fx.Node) else None
         if not isinstance(value, Tensor) or node.op == "placeholder":
             continue
         shape = tuple(_size(n, sizes) for n in value.shape)

@@ -18,7 +18,6 @@ import numpy as np
 from plait.ir.dims import SymDim, symbols_of
 from plait.ir.types import DType, TensorType, from_numpy
 
-
 SAMPLED = 256  # elements that decide a constant's hash
 
 

@@ -352,7 +352,8 @@ def fold_rule() -> Rule:
 IDENTITIES: tuple[Rule, ...] = (
     drop_identity, merge_reshapes, merge_transposes, transpose_as_reshape, merge_slices,
     merge_broadcasts, merge_casts, add_zero, mul_one, right_unit, div_by_power_of_two,
-    merge_scalars, reduce_nothing, keep_reduced_dims, lift_reshape_of_lhs, select_known, logic_unit, drop_full_mask, pad_into_conv, take_of_iota,
+    merge_scalars, reduce_nothing, keep_reduced_dims, lift_reshape_of_lhs, select_known,
+    logic_unit, drop_full_mask, pad_into_conv, take_of_iota,
 )  # fmt: skip
 
 

@@ -30,7 +30,9 @@ class Access:
         """The element of a value that no template computes, through movement and elementwise."""
         return self._lower(value, index, {}, {})
 
-    def epilogue(self, anchor: int, result: PrimExpr, output: int, index: Sequence[PrimExpr]) -> PrimExpr:
+    def epilogue(
+        self, anchor: int, result: PrimExpr, output: int, index: Sequence[PrimExpr]
+    ) -> PrimExpr:
         """The output's element at an index, given the anchor's element at the same index."""
         stop = e.Load(-1, (), self.body.types[anchor].dtype)
         value = self._lower(output, index, {anchor: lambda _: stop}, {-1: lambda _: result})

@@ -91,7 +91,9 @@ class Generic:
             found.append(a.extent)
         return found
 
-    def _tile(self, order: Sequence[int], outer: Sequence[PrimExpr], base: PrimExpr, width: int) -> Any:
+    def _tile(
+        self, order: Sequence[int], outer: Sequence[PrimExpr], base: PrimExpr, width: int
+    ) -> Any:
         """`width` neighbouring results: initialise, reduce, finish with the epilogue."""
         dtype = self.reduce.dtype
         acc = tirx.decl_buffer((width,), tir_dtype(dtype), name="acc")

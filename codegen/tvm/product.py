@@ -130,7 +130,7 @@ def choose(body: Graph, constant: tuple[bool, ...], threads: int) -> Selection |
 
 
 def _unpacked_form(body: Graph, rhs: int, product: Product) -> str:
-    """"rows" if neighbouring columns are neighbours in memory, else "any"."""
+    """ "rows" if neighbouring columns are neighbours in memory, else "any"."""
     if rhs >= len(body.inputs) or not product.rhs_free:
         return "any"
     inner = product.rhs_free[-1]
@@ -207,4 +207,3 @@ def _out_map(product: Product, out: TensorType) -> Any:
 
 
 GEMM = Template("gemm", choose, build)
-

@@ -19,9 +19,7 @@ from plait.passes.fuse import ANCHORS
 from plait.passes.select import Selection
 
 # Functions whose code in TVM is a scalar call of the C library.
-APPROXIMATED = frozenset(
-    {"exp", "log", "tanh", "erf", "sigmoid", "sin", "cos", "gelu", "silu"}
-)
+APPROXIMATED = frozenset({"exp", "log", "tanh", "erf", "sigmoid", "sin", "cos", "gelu", "silu"})
 
 
 def _has_anchor(body: Graph) -> bool:
@@ -58,6 +56,16 @@ def cpu_target(threads: int = 2) -> Target:
         channels_last=True,
         approximates=APPROXIMATED,
         composites={"attention": attention.takes, "lstm": lstm.takes},
-        templates=(attention.ATTENTION, lstm.LSTM, GEMM, DEPTHWISE, NARROW, CONV, POOL, GENERIC, LOOPS),
+        templates=(
+            attention.ATTENTION,
+            lstm.LSTM,
+            GEMM,
+            DEPTHWISE,
+            NARROW,
+            CONV,
+            POOL,
+            GENERIC,
+            LOOPS,
+        ),
         threads=threads,
     )

@@ -15,7 +15,7 @@ from plait.ir.errors import UnsupportedSymbol
 from plait.ir.expr import Compute
 from plait.ir.op import REQUIRED, Call, Op, captures, register
 from plait.ir.ops.shapes import load, normalize_axes, normalize_axis, widen
-from plait.ir.types import DType, TensorType
+from plait.ir.types import TensorType
 
 _NUMPY = {"sum": np.add, "prod": np.multiply, "max": np.maximum, "min": np.minimum}
 
@@ -246,5 +246,3 @@ def _cumsum(cx: Capture, x: Value, dim: int, **_: Any) -> Value:
     if not isinstance(length, int) or length > LONGEST_SCAN:
         raise NotImplementedError("a long running sum")
     return cx.emit("cumsum", cx.b.cast(x, cx.dtype), axis=axis)
-
-
