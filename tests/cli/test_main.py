@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from plait import __version__
 from plait.cli import doctor, output
 from plait.cli import main as cli
-from plait.ir import errors
+from plait.ir import errors, knobs
 
 Capture = pytest.CaptureFixture[str]
 
@@ -102,3 +103,20 @@ def test_format_seconds(seconds: float, text: str) -> None:
 @pytest.mark.parametrize(("size", "text"), [(12, "12 B"), (3.5 * 2**20, "3.5 MiB")])
 def test_format_bytes(size: float, text: str) -> None:
     assert output.format_bytes(size) == text
+
+
+VERBS = [[name] for _, name in cli.COMMANDS] + [
+    ["cache", verb] for verb in ("list", "gc", "clear", "verify")
+]
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
+def test_every_verb_has_help_and_json(verb: list[str], capsys: Capture) -> None:
+    assert cli.main([*verb, "--help"]) == 0
+    assert "--json" in capsys.readouterr().out
+    assert ".".join(verb) in output.SCHEMAS
+
+
+def test_readme_lists_every_knob(repo_root: Path) -> None:
+    readme = (repo_root / "README.md").read_text()
+    assert [name for name in knobs.KNOBS if f"`{name}`" not in readme] == []
