@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from plait.cli import output
+from plait.ir.dims import is_static
 from plait.ir.errors import UnsupportedOp
 
 if TYPE_CHECKING:
@@ -47,6 +48,46 @@ def describe(captured: CapturedModel) -> dict[str, Any]:
     }
 
 
+def plan(captured: CapturedModel) -> dict[str, Any]:
+    """What compiling the model would make, without making it: kernels, memory, arithmetic.
+
+    `arena_bytes` is the one block that holds all intermediates, `eager_peak_bytes` what eager
+    execution of the same graph holds at its peak; outputs are part of both comparisons.
+    """
+    from plait.codegen.tvm.target import cpu_target
+    from plait.passes import footprint
+    from plait.passes.context import Context
+    from plait.passes.pipeline import DEFAULT_PIPELINE, parse_pipeline
+
+    context = Context(cpu_target())
+    lowered = parse_pipeline(DEFAULT_PIPELINE).run(captured.graph, context)
+    assert context.plan is not None
+    kernels = [n for n in lowered.nodes if n.op == "kernel"]
+    return {
+        "kernels": len(kernels),
+        "distinct_kernels": len({(n.attrs["body"].digest, n.attrs["schedule"]) for n in kernels}),
+        "flops": footprint.flops(captured.graph),
+        "arena_bytes": context.plan.size,
+        "arena_bound_bytes": context.plan.bound,
+        "output_bytes": footprint.output_bytes(captured.graph),
+        "eager_peak_bytes": footprint.eager_peak(captured.graph),
+    }
+
+
+def _draw_plan(where: Console, data: dict[str, Any]) -> None:
+    size = output.format_bytes
+    ours = data["arena_bytes"] + data["output_bytes"]
+    where.print(
+        f"  plan     {data['kernels']} kernels, {data['distinct_kernels']} distinct; "
+        f"{data['flops'] / 1e9:.3g} GFLOP in contractions"
+    )
+    where.print(
+        f"  memory   arena {size(data['arena_bytes'])} (no plan below "
+        f"{size(data['arena_bound_bytes'])}) + outputs {size(data['output_bytes'])} = {size(ours)}; "
+        f"eager's peak {size(data['eager_peak_bytes'])}"
+    )
+
+
 def _draw(where: Console, data: dict[str, Any]) -> None:
     for kind in ("inputs", "outputs"):
         for tensor in data[kind]:
@@ -54,6 +95,8 @@ def _draw(where: Console, data: dict[str, Any]) -> None:
     weights = output.format_bytes(data["weights_bytes"])
     where.print(f"  weights  {data['constants']} constants, {weights}")
     where.print(f"  graph    {data['nodes']} nodes, {len(data['ops'])} ops")
+    if data["plan"]:
+        _draw_plan(where, data["plan"])
     output.print_table(where, ["op", "nodes>"], data["ops"].items())
     if data["standalone"]:
         where.print("Every operator is lowered: `plait compile` makes a standalone artifact.")
@@ -77,6 +120,8 @@ def explain(
 
         captured = capture(source)
     data = describe(captured)
+    static = all(is_static(t.shape) for t in captured.graph.types)
+    data["plan"] = plan(captured) if static and data["standalone"] else None
     if ir:
         data["ir"] = str(captured.graph)
         output.emit("explain", data, lambda where: print(data["ir"]), as_json)
