@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from plait.frontend import options
@@ -38,3 +40,9 @@ def test_every_mode_of_torch_is_known() -> None:
 def test_every_option_is_described() -> None:
     assert set(options.list_options()) == set(options.Options.model_fields)
     assert all(len(text) > 20 for text in options.list_options().values())
+
+
+def test_the_page_lists_the_options_as_they_are(repo_root: Path) -> None:
+    page = (repo_root / "docs" / "torch_compile.md").read_text()
+    for name, info in options.Options.model_fields.items():
+        assert f"| `{name}` | `{info.default!r}` | {info.description} |" in page
