@@ -55,7 +55,7 @@ def _sigmoid(x: F64) -> F64:
 
 EXACT: dict[str, Exact] = {
     "exp": Exact(np.exp, lambda x: 1 + x * (1 + x / 2)),
-    "expm1": Exact(np.expm1, lambda x: x + x * x * (0.5 + x / 6)),
+    "expm1": Exact(np.expm1, lambda x: x * (1 + x * (0.5 + x / 6))),
     "log": Exact(np.log),
     "log1p": Exact(np.log1p, lambda x: x + x * x * (x / 3 - 0.5)),
     "tanh": Exact(np.tanh, lambda x: x - x * x * x / 3, -1),
