@@ -106,8 +106,8 @@ class Generic:
             return where
 
         def update(reduced: list[PrimExpr], lane: PrimExpr) -> Any:
-            return tirx.BufferStore(acc, combine(self.reduce.kind, dtype, acc[lane],
-                                                 self._term(index(lane), reduced)), [lane])  # fmt: skip
+            term = self._term(index(lane), reduced)
+            return tirx.BufferStore(acc, combine(self.reduce.kind, dtype, acc[lane], term), [lane])
 
         def lanes(stmt: Any) -> Any:
             return vector(stmt) if width == LANES else stmt(const(0, "int32"))

@@ -10,7 +10,7 @@ from plait.codegen.target import Target, Template
 from plait.codegen.tvm import attention, lstm
 from plait.codegen.tvm.conv import CONV
 from plait.codegen.tvm.generic import build_generic
-from plait.codegen.tvm.loops import build_nest
+from plait.codegen.tvm.loopnest import build_nest
 from plait.codegen.tvm.narrow import NARROW
 from plait.codegen.tvm.product import GEMM
 from plait.codegen.tvm.window import DEPTHWISE, POOL

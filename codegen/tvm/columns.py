@@ -1,0 +1,152 @@
+"""Nests that reduce, but keep their innermost dimension: vectors of columns reduced together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from tvm import tirx
+
+from plait.codegen.tvm.loops import (
+    LANES,
+    PARALLEL_WORK,
+    Flat,
+    combine,
+    fill,
+    loop,
+    sequence,
+    unflatten,
+    vectors,
+)
+from plait.codegen.tvm.lower import const, tir_dtype
+from plait.codegen.tvm.nest import Nest, Phases, Read
+from plait.ir import expr as e
+
+PrimExpr = Any
+Stmt = Any
+# Columns that are reduced together: four vectors, one, and single ones for the tail.
+WIDTHS = (4 * LANES, LANES, 1)
+
+
+class Columns(Phases):
+    """`width` columns of a nest that keeps its innermost dimension."""
+
+    def __init__(self, nest: Nest, row: dict[int, PrimExpr], base: PrimExpr, width: int) -> None:
+        super().__init__(nest, row)
+        self.base, self.width = base, width
+        self.column = nest.space.order[-1]
+        self.reduced = [d for d in nest.space.order if d in nest.space.axes]
+        self.extents = [nest.space.shape[d] for d in self.reduced]
+
+    def index(self, reduced: Sequence[PrimExpr], lane: PrimExpr) -> list[PrimExpr]:
+        index: list[PrimExpr] = [None] * len(self.n.space.shape)
+        for d, i in self.row.items():
+            index[d] = i
+        for d, i in zip(self.reduced, reduced, strict=True):
+            index[d] = i
+        index[self.column] = self.base + lane
+        return index
+
+    def lanes(self, stmt: Callable[[PrimExpr], Stmt]) -> Stmt:
+        if self.width == 1:
+            return stmt(const(0, "int32"))
+        return sequence(vectors(self.width // LANES, lambda u, v: stmt(u * LANES + v)))
+
+    def over(self, stmt: Callable[[list[PrimExpr], PrimExpr], Stmt]) -> Stmt:
+        return loop(
+            math.prod(self.extents),
+            lambda p: self.lanes(partial(stmt, unflatten(p, self.extents))),
+            None,
+            "r",
+        )
+
+    def reduce(self, level: int) -> list[Stmt]:
+        before: list[Stmt] = []
+        updates: dict[int, tuple[int, str, Any]] = {}
+        for v in self.n.reductions(level):
+            source, kind, dtype = self.n.reduction(v)
+            acc = self.allocate(self.width, dtype, f"acc{v}")
+            start = const(e.identity(kind, dtype), tir_dtype(dtype))
+            before.append(self.lanes(fill(acc, start)))
+            updates[v] = source, kind, acc
+
+        def step(reduced: list[PrimExpr], lane: PrimExpr) -> Stmt:
+            index = self.index(reduced, lane)
+            stmts = []
+            for v, (source, kind, acc) in updates.items():
+                dtype = self.n.body.types[v].dtype
+                total = combine(kind, dtype, acc[lane], self.n.element(source, index))
+                stmts.append(tirx.BufferStore(acc, total, [lane]))
+            return sequence(stmts)
+
+        loops = self.over(step)
+        for v, (_, _, acc) in updates.items():
+            self.n.keep(v, self._lane_reader(acc, v))
+        return [*before, loops]
+
+    def _lane_reader(self, buffer: Any, v: int) -> Read:
+        at = self.n.row_index(v, list(range(len(self.n.space.shape)))).index(self.column)
+        return lambda index: buffer[index[at] - self.base]
+
+    def finish_level(self, level: int) -> list[Stmt]:
+        stmts: list[Stmt] = []
+        for v in filter(self._varies, self.row_values(level)):
+            buffer = self.allocate(self.width, self.n.body.types[v].dtype, f"row{v}")
+            stmts.append(self.lanes(partial(self._store_row, v, buffer)))
+            self.n.keep(v, self._lane_reader(buffer, v))
+        return stmts
+
+    def _store_row(self, v: int, buffer: Any, lane: PrimExpr) -> Stmt:
+        return tirx.BufferStore(buffer, self.n.element(v, self._row_at(lane)), [lane])
+
+    def _row_at(self, lane: PrimExpr) -> list[PrimExpr]:
+        """The index of a value that does not vary along the reduced dimensions."""
+        return self.index([const(0, "int32")] * len(self.reduced), lane)
+
+    def _varies(self, v: int) -> bool:
+        names = self.n.row_index(v, list(range(len(self.n.space.shape))))
+        return self.column in names and self.n.body.types[v].shape[names.index(self.column)] != 1
+
+    def final(self) -> list[Stmt]:
+        late, rows = self.outputs(full=True), self.outputs(full=False)
+
+        def stores(reduced: list[PrimExpr], lane: PrimExpr) -> Stmt:
+            return sequence([self.n.store(v, f, self.index(reduced, lane)) for v, f in late])
+
+        stmts = [self.over(stores)] if late else []
+        return stmts + [self.lanes(partial(self._store_output, v, f)) for v, f in rows]
+
+    def _store_output(self, v: int, out: Flat, lane: PrimExpr) -> Stmt:
+        return self.n.store(v, out, self._row_at(lane))
+
+
+def columns(nest: Nest) -> list[Stmt]:
+    """The columns of a nest in tiles, widest first, shared among threads where it pays."""
+    order = nest.space.order
+    outer = [d for d in order[:-1] if d not in nest.space.axes]
+    extents = [nest.space.shape[d] for d in outer]
+    inner = nest.space.shape[order[-1]]
+    rows = math.prod(extents)
+    if rows == 0 or inner == 0:
+        return []
+    length = math.prod(nest.space.shape[a] for a in nest.space.axes)
+
+    def tile(width: int, start: int, tiles: int, p: PrimExpr) -> Stmt:
+        row = unflatten(tirx.floordiv(p, tiles), extents)
+        base = const(start, "int32") + tirx.floormod(p, tiles) * width
+        return Columns(nest, dict(zip(outer, row, strict=True)), base, width).build()
+
+    parts: list[Stmt] = []
+    at = 0
+    for width in WIDTHS:
+        tiles = (inner - at) // width
+        if not tiles:
+            continue
+        work = rows * tiles * width * length * nest.cost
+        busy = rows * tiles >= 2 and work >= PARALLEL_WORK
+        kind = tirx.ForKind.PARALLEL if busy else None
+        parts.append(loop(rows * tiles, partial(tile, width, at, tiles), kind, "tile"))
+        at += tiles * width
+    return parts

@@ -1,0 +1,89 @@
+"""Loop nests: elementwise kernels and reductions with what surrounds them, as one pass each.
+
+A nest runs over one space.  Without reductions its innermost loop is vectorised and the rest is
+shared among threads.  With reductions over the innermost dimension every row is finished by one
+thread (`rows`); with the innermost dimension kept, vectors of columns are reduced together
+(`columns`).  An element's value never depends on the number of threads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from tvm import tirx
+
+from plait.codegen.tvm.columns import columns
+from plait.codegen.tvm.loops import LANES, PARALLEL_WORK, loop, sequence, unflatten, vector
+from plait.codegen.tvm.lower import const
+from plait.codegen.tvm.nest import Nest
+from plait.codegen.tvm.rows import rows
+from plait.ir.graph import Graph
+
+PrimExpr = Any
+Stmt = Any
+CHUNKS = 16  # parts of a single long loop that threads share
+
+
+def build_nest(body: Graph) -> Any:
+    """The PrimFunc of a loop-nest kernel over flat buffers: inputs, then outputs."""
+    nest = Nest(body)
+    params = [f.buffer for f in (*nest.inputs, *nest.outputs)]
+    return tirx.PrimFunc(params, sequence(_stmts(nest))).with_attr("s_tir", True)
+
+
+def _stmts(nest: Nest) -> list[Stmt]:
+    space = nest.space
+    if not space.axes:
+        return [] if 0 in space.shape else _pointwise(nest)
+    return rows(nest) if space.order[-1] in space.axes else columns(nest)
+
+
+def _pointwise(nest: Nest) -> list[Stmt]:
+    """A nest without reductions.  An output that lies in the place of an operand is stored after
+    the others that read it: the memory planner sees to that."""
+    order = nest.space.order
+    extents = [nest.space.shape[d] for d in order]
+    if not order:
+        return [_stores(nest, [])]
+    inner, outer = extents[-1], extents[:-1]
+    count = math.prod(outer)
+
+    def stores(row: list[PrimExpr], at: PrimExpr) -> Stmt:
+        index: list[PrimExpr] = [None] * len(order)
+        for d, i in zip(order, [*row, at], strict=True):
+            index[d] = i
+        return _stores(nest, index)
+
+    def row(r: PrimExpr) -> Stmt:
+        return _vectors(inner, lambda at: stores(unflatten(r, outer), at))
+
+    busy = count * inner * nest.cost >= PARALLEL_WORK
+    if count >= 2 or not busy:
+        return [loop(count, row, tirx.ForKind.PARALLEL if busy else None, "row")]
+    chunk = max(4 * LANES, -(-inner // CHUNKS) // LANES * LANES)
+    whole, rest = divmod(inner, chunk)
+    zero = unflatten(const(0, "int32"), outer)
+
+    def part(c: PrimExpr) -> Stmt:
+        return _vectors(chunk, lambda at: stores(zero, c * chunk + at))
+
+    tail = _vectors(rest, lambda at: stores(zero, whole * chunk + at)) if rest else None
+    return [loop(whole, part, tirx.ForKind.PARALLEL, "chunk"), tail]
+
+
+def _stores(nest: Nest, index: list[PrimExpr]) -> Stmt:
+    pairs = zip(nest.body.outputs, nest.outputs, strict=True)
+    return sequence([nest.store(v, out, index) for v, out in pairs])
+
+
+def _vectors(n: int, stmt: Callable[[PrimExpr], Stmt]) -> Stmt:
+    """`stmt` at 0..n-1: vectors of 8, then single elements."""
+    whole, rest = divmod(n, LANES)
+    parts: list[Stmt] = []
+    if whole:
+        parts.append(loop(whole, lambda j: vector(lambda v: stmt(j * LANES + v)), None, "j"))
+    if rest:
+        parts.append(loop(rest, lambda v: stmt(whole * LANES + v), None, "tail"))
+    return sequence(parts)

@@ -1,0 +1,234 @@
+"""Nests that reduce their innermost dimension: every row is finished by one thread."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+
+from plait.codegen.tvm.loops import (
+    LANES,
+    PARALLEL_WORK,
+    Flat,
+    combine,
+    fill,
+    loop,
+    sequence,
+    unflatten,
+    vectors,
+)
+from plait.codegen.tvm.lower import const, tir_dtype
+from plait.codegen.tvm.nest import Nest, Phases, Read
+from plait.ir import expr as e
+from plait.ir import types as t
+
+PrimExpr = Any
+Stmt = Any
+UNROLL = 4  # vectors of partial results: enough to hide the latency of an addition
+MAX_ROW_BYTES = 256 * 1024
+
+
+@dataclass(frozen=True)
+class Total:
+    """A reduction in progress: partial results in vector lanes, and the number they end in."""
+
+    source: int
+    kind: str
+    dtype: t.DType
+    lanes: Any
+    total: Any
+
+    def take(self, buffer: Any, at: PrimExpr, value: PrimExpr) -> Stmt:
+        """Reduce one more value into an element of `buffer`."""
+        return tirx.BufferStore(buffer, combine(self.kind, self.dtype, buffer[at], value), [at])
+
+    def begin(self) -> list[Stmt]:
+        start = const(e.identity(self.kind, self.dtype), tir_dtype(self.dtype))
+        store = fill(self.lanes, start)
+        return [
+            fill(self.total, start)(const(0, "int32")),
+            *vectors(UNROLL, lambda u, i: store(u * LANES + i)),
+        ]
+
+    def fold(self) -> list[Stmt]:
+        """Lanes to one number, in a fixed order."""
+        stmts: list[Stmt] = []
+        half = UNROLL * LANES // 2
+        while half >= LANES:
+            stmts += vectors(half // LANES, self._halver(half))
+            half //= 2
+        last = loop(LANES, lambda v: self.take(self.total, const(0, "int32"), self.lanes[v]),
+                    tirx.ForKind.UNROLLED, "lane")  # fmt: skip
+        return [*stmts, last]
+
+    def _halver(self, half: int) -> Callable[[int, PrimExpr], Stmt]:
+        return lambda u, v: self.take(self.lanes, u * LANES + v, self.lanes[half + u * LANES + v])
+
+
+class Rows(Phases):
+    """One row of a nest that reduces its innermost dimension."""
+
+    def __init__(self, nest: Nest, row: dict[int, PrimExpr], length: int) -> None:
+        super().__init__(nest, row)
+        self.reduced = [d for d in nest.space.order if d in nest.space.axes]
+        self.inner = nest.space.shape[self.reduced[-1]]
+        self.outer = [nest.space.shape[d] for d in self.reduced[:-1]]
+        self.length = length
+        self.totals: dict[int, Total] = {}
+
+    def index(self, outer: Sequence[PrimExpr], at: PrimExpr) -> list[PrimExpr]:
+        index: list[PrimExpr] = [None] * len(self.n.space.shape)
+        for d, i in self.row.items():
+            index[d] = i
+        for d, i in zip(self.reduced, [*outer, at], strict=True):
+            index[d] = i
+        return index
+
+    def place(self, outer: Sequence[PrimExpr], at: PrimExpr) -> PrimExpr:
+        """Position inside the row."""
+        position: PrimExpr = const(0, "int32")
+        for i, n in zip(outer, self.outer, strict=True):
+            position = position * n + i
+        return position * self.inner + at
+
+    def over_row(
+        self,
+        wide: Callable[[list[PrimExpr], PrimExpr, PrimExpr], Stmt],
+        narrow: Callable[[list[PrimExpr], PrimExpr], Stmt],
+    ) -> Stmt:
+        """Statements for every element: `wide(outer, at, slot)` inside a vector loop, where slot
+        numbers the accumulator, and `narrow(outer, at)` for the rest."""
+        step = UNROLL * LANES
+        blocks, rest = divmod(self.inner, step)
+        count, tail = divmod(rest, LANES)
+
+        def inside(p: PrimExpr) -> Stmt:
+            outer = unflatten(p, self.outer)
+
+            def block(base: PrimExpr, n: int) -> list[Stmt]:
+                return vectors(n, lambda u, v: wide(outer, base + u * LANES + v, u * LANES + v))
+
+            parts: list[Stmt] = []
+            if blocks:
+                parts.append(loop(blocks, lambda j: sequence(block(j * step, UNROLL)), None, "j"))
+            parts += block(blocks * step, count)
+            if tail:
+                base = self.inner - tail
+                parts.append(loop(tail, lambda v: narrow(outer, base + v), None, "tail"))
+            return sequence(parts)
+
+        return loop(math.prod(self.outer), inside, None, "o")
+
+    def reduce(self, level: int) -> list[Stmt]:
+        body = self.n.body
+        kept = [v for v in self.worth_keeping(level - 1) if self._row_bytes(v) <= MAX_ROW_BYTES]
+        early = {
+            v: f for v, f in self.outputs(full=True)
+            if self.n.levels[v] == level - 1 and body.users[v] and v not in kept
+        }  # fmt: skip
+        spaces = {v: self.allocate(self.length, body.types[v].dtype, f"kept{v}") for v in kept}
+        totals = {v: self._new_total(v) for v in self.n.reductions(level)}
+        self.totals |= totals
+
+        def shared(outer: list[PrimExpr], at: PrimExpr) -> list[Stmt]:
+            """Store what later phases read again, to be read back in this one."""
+            index = self.index(outer, at)
+            place = self.place(outer, at)
+            stmts = [
+                tirx.BufferStore(space, self.n.element(v, index), [place])
+                for v, space in spaces.items()
+            ]
+            return stmts + [self.n.store(v, f, index) for v, f in early.items()]
+
+        def wide(outer: list[PrimExpr], at: PrimExpr, slot: PrimExpr) -> Stmt:
+            read = [self._read(a.source, spaces, early, outer, at) for a in totals.values()]
+            taken = [a.take(a.lanes, slot, x) for a, x in zip(totals.values(), read, strict=True)]
+            return sequence([*shared(outer, at), *taken])
+
+        def narrow(outer: list[PrimExpr], at: PrimExpr) -> Stmt:
+            zero = const(0, "int32")
+            read = [self._read(a.source, spaces, early, outer, at) for a in totals.values()]
+            taken = [a.take(a.total, zero, x) for a, x in zip(totals.values(), read, strict=True)]
+            return sequence([*shared(outer, at), *taken])
+
+        loops = self.over_row(wide, narrow)
+        for v in kept:
+            self.n.keep(v, self._row_reader(spaces[v]))
+        for v, f in early.items():
+            self.n.keep(v, f.load)
+        begun = [s for a in totals.values() for s in a.begin()]
+        return [*begun, loops, *(s for a in totals.values() for s in a.fold())]
+
+    def _new_total(self, v: int) -> Total:
+        source, kind, dtype = self.n.reduction(v)
+        lanes = self.allocate(UNROLL * LANES, dtype, f"acc{v}")
+        return Total(source, kind, dtype, lanes, self.allocate(1, dtype, f"red{v}"))
+
+    def _read(
+        self, v: int, spaces: dict[int, Any], early: dict[int, Flat], outer: list[PrimExpr],
+        at: PrimExpr,
+    ) -> PrimExpr:  # fmt: skip
+        """A value's element, from memory if this very phase has just stored it."""
+        if v in spaces:
+            return spaces[v][self.place(outer, at)]
+        index = self.index(outer, at)
+        return early[v].load(self.n.row_index(v, index)) if v in early else self.n.element(v, index)
+
+    def _row_reader(self, buffer: Any) -> Read:
+        def read(index: Sequence[PrimExpr]) -> PrimExpr:
+            outer = [index[d] for d in self.reduced[:-1]]
+            return buffer[self.place(outer, index[self.reduced[-1]])]
+
+        return read
+
+    def _row_bytes(self, v: int) -> int:
+        full = self.n.body.types[v].shape == self.n.space.shape
+        return self.length * self.n.body.types[v].dtype.itemsize if full else MAX_ROW_BYTES + 1
+
+    def finish_level(self, level: int) -> list[Stmt]:
+        """Reductions and what follows from them alone become numbers of this row."""
+        zero = const(0, "int32")
+        for v in self.n.reductions(level):
+            self.n.keep(v, _number(self.totals[v].total))
+        stmts: list[Stmt] = []
+        index = self.index([zero] * len(self.outer), zero)
+        for v in self.row_values(level):
+            buffer = self.allocate(1, self.n.body.types[v].dtype, f"row{v}")
+            stmts.append(tirx.BufferStore(buffer, self.n.element(v, index), [zero]))
+            self.n.keep(v, _number(buffer))
+        return stmts
+
+    def final(self) -> list[Stmt]:
+        zero = const(0, "int32")
+        late = [(v, f) for v, f in self.outputs(full=True) if self.n.kept(v) != f.load]
+
+        def stores(outer: list[PrimExpr], at: PrimExpr) -> Stmt:
+            index = self.index(outer, at)
+            return sequence([self.n.store(v, f, index) for v, f in late])
+
+        stmts = [self.over_row(lambda outer, at, _: stores(outer, at), stores)] if late else []
+        index = self.index([zero] * len(self.outer), zero)
+        return stmts + [self.n.store(v, f, index) for v, f in self.outputs(full=False)]
+
+
+def _number(buffer: Any) -> Read:
+    return lambda _: buffer[const(0, "int32")]
+
+
+def rows(nest: Nest) -> list[Stmt]:
+    """The rows of a nest, shared among threads if there is enough work."""
+    kept = [d for d in nest.space.order if d not in nest.space.axes]
+    extents = [nest.space.shape[d] for d in kept]
+    count = math.prod(extents)
+    if count == 0:
+        return []
+    length = math.prod(nest.space.shape[a] for a in nest.space.axes)
+    busy = count >= 2 and count * length * nest.cost >= PARALLEL_WORK
+
+    def row(r: PrimExpr) -> Stmt:
+        return Rows(nest, dict(zip(kept, unflatten(r, extents), strict=True)), length).build()
+
+    return [loop(count, row, tirx.ForKind.PARALLEL if busy else None, "row")]
