@@ -169,6 +169,11 @@ def _reductions() -> Iterator[Sample]:
         yield Sample(kind, (x,), {"axis": 1})
         yield Sample(kind, (holes,), {"axis": 1}, "nan")
         yield Sample(kind, (np.array([[3, 1, 3, 1]]),), {"axis": 1}, "ties")
+    for axis in (0, 1, 2):
+        yield Sample("cumsum", (x,), {"axis": axis}, f"axis{axis}")
+    yield Sample("cumsum", (holes,), {"axis": 1}, "special")
+    yield Sample("cumsum", (INTEGERS.reshape(2, 4),), {"axis": 1}, "int")
+    yield Sample("cumsum", (floats(2, 0),), {"axis": 1}, "empty")
 
 
 def _contractions() -> Iterator[Sample]:
