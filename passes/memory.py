@@ -65,7 +65,8 @@ def in_place_operand(graph: Graph, k: int, result: int) -> list[int]:
 
     Safe when every element of the operand is read only for the element of the result at the same
     place, and the result is written after it: the operand is read by elementwise nodes of the
-    result's own shape and order alone, and nothing in the body reads the result.
+    result's own shape and order alone, nothing in the body reads the result, and no later output
+    needs the operand (kernels store an element of each output in turn).
     """
     node = graph.nodes[k]
     if node.op != "kernel":
@@ -77,13 +78,15 @@ def in_place_operand(graph: Graph, k: int, result: int) -> list[int]:
     found = []
     for position, v in enumerate(node.operands):
         alike = same_memory(body.types[position], body.types[out])
-        if alike and node.operands.count(v) == 1 and _elementwise_only(body, position, out):
+        if alike and node.operands.count(v) == 1 and _elementwise_only(body, position, result):
             found.append(v)
     return found
 
 
-def _elementwise_only(body: Graph, v: int, out: int) -> bool:
-    """Whether all readers of a value, up to the outputs or reductions, keep its place."""
+def _elementwise_only(body: Graph, v: int, number: int) -> bool:
+    """Whether all readers of a value, up to reductions and the outputs through the one of this
+    number, keep its place."""
+    out = body.outputs[number]
     for reader in body.users[v]:
         node = body.nodes[reader]
         if node.op.startswith("reduce_"):
@@ -93,7 +96,7 @@ def _elementwise_only(body: Graph, v: int, out: int) -> bool:
             return False
         if not same_memory(body.types[result].with_dtype(body.types[out].dtype), body.types[out]):
             return False
-        if not _elementwise_only(body, result, out):
+        if result in body.outputs[number + 1 :] or not _elementwise_only(body, result, number):
             return False
     return True
 

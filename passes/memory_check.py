@@ -136,12 +136,16 @@ def _check_in_place(
 
 
 def _place_by_place(graph: Graph, k: int, v: int, operand: int) -> bool:
-    """Whether the operand flows to the result through same-shaped elementwise nodes alone."""
+    """Whether the operand flows to the result through same-shaped elementwise nodes alone.
+
+    Outputs are stored in turn, so a later one must not need what this one has overwritten.
+    """
     body: Graph = graph.nodes[k].attrs["body"]
     position = graph.nodes[k].operands.index(operand)
-    out = body.outputs[v - graph.first_result[k]]
+    number = v - graph.first_result[k]
+    out = body.outputs[number]
     reached = {position}
-    for number, node in enumerate(body.nodes):
+    for at, node in enumerate(body.nodes):
         touched = reached & set(node.operands)
         if not touched or node.op.startswith("reduce_"):
             continue
@@ -153,5 +157,7 @@ def _place_by_place(graph: Graph, k: int, v: int, operand: int) -> bool:
         )
         if not plain or not same:
             return False
-        reached.update(body.results(number))
+        reached.update(body.results(at))
+    if reached.intersection(body.outputs[number + 1 :]):
+        return False
     return out not in {o for n in body.nodes for o in n.operands}
