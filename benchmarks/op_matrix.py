@@ -87,9 +87,13 @@ def _operators() -> dict[str, Any]:
     from torch.testing._internal import common_methods_invocations as invocations
 
     # Dynamo does not trace the wrapper that seeds random operators; the runner seeds them itself.
-    invocations.wrapper_set_seed = lambda op, *args, **kwargs: op(*args, **kwargs)
+    invocations.__dict__["wrapper_set_seed"] = _unseeded
     chosen = [op for op in invocations.op_db if torch.float32 in op.supported_dtypes("cpu")]
     return {op.full_name if hasattr(op, "full_name") else op.formatted_name: op for op in chosen}
+
+
+def _unseeded(op: Any, *args: Any, **kwargs: Any) -> Any:
+    return op(*args, **kwargs)
 
 
 class Worker:
@@ -219,6 +223,7 @@ def run_operator(op: Any, name: str, args: argparse.Namespace) -> Row:
 def run_sample(op: Any, sample: Any, executor: str, grad: bool) -> tuple[str, dict[str, str], str]:
     """Status, operators left to torch with the reasons, and a message for one sample."""
     import torch
+    from torch._dynamo.exc import BackendCompilerFailed
 
     from plait.frontend import dynamo
 
@@ -236,9 +241,7 @@ def run_sample(op: Any, sample: Any, executor: str, grad: bool) -> tuple[str, di
         found = evaluate(compiled, sample, grad)
     except Exception as error:
         kind = "error" if dynamo.recent() else "uncaptured"
-        if "plait" in _first_line(error) or isinstance(
-            error, torch._dynamo.exc.BackendCompilerFailed
-        ):
+        if "plait" in _first_line(error) or isinstance(error, BackendCompilerFailed):
             kind = "error"
         return kind, {}, _first_line(error)
     graphs = list(dynamo.recent())
@@ -257,7 +260,7 @@ def run_sample(op: Any, sample: Any, executor: str, grad: bool) -> tuple[str, di
 
 
 def evaluate(function: Any, sample: Any, grad: bool) -> list[Any]:
-    """The tensors that a call gives, and the gradients of their sum, from copies of the sample."""
+    """The tensors that a call gives, and the gradients of a weighted sum, from copies."""
     import torch
     from torch.utils import _pytree as pytree
 
@@ -275,10 +278,9 @@ def evaluate(function: Any, sample: Any, grad: bool) -> list[Any]:
         wanted = [x for x in leaves if x.requires_grad]
         roots = [r for r in results if r.requires_grad and r.dtype.is_floating_point]
         if roots and wanted:
-            total = sum(r.sum() for r in roots)
-            results += [
-                g for g in torch.autograd.grad(total, wanted, allow_unused=True) if g is not None
-            ]
+            along = [torch.linspace(0.5, 1.5, r.numel()).to(r).view(r.shape) for r in roots]
+            grads = torch.autograd.grad(roots, wanted, along, allow_unused=True)
+            results += [g for g in grads if g is not None]
     return [r.detach() for r in results]
 
 

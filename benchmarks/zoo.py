@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 Kind = Literal["real", "random"]
 SEED: Final = 20
+CLASSES: Final = 1000
 
 
 @dataclass(frozen=True)
@@ -314,9 +315,8 @@ def resnet(layer_type: str, depths: tuple[int, ...], sizes: tuple[int, ...]) -> 
     """ResNet (He et al. 2015) at 224x224."""
     from transformers import ResNetConfig, ResNetForImageClassification
 
-    config = ResNetConfig(
-        layer_type=layer_type, depths=list(depths), hidden_sizes=list(sizes), num_labels=1000
-    )
+    config = ResNetConfig(layer_type=layer_type, depths=list(depths), hidden_sizes=list(sizes))
+    config.num_labels = CLASSES
     model = Fields(ResNetForImageClassification(config), ("pixel_values",), "logits")
     return random_entry(model, (image(1, 3, 224, 224),))
 
@@ -325,7 +325,8 @@ def mobilenet_v2() -> ZooEntry:
     """MobileNetV2 1.0 (Sandler et al. 2018) at 224x224, symmetric padding."""
     from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
 
-    config = MobileNetV2Config(num_labels=1000, tf_padding=False)
+    config = MobileNetV2Config(tf_padding=False)
+    config.num_labels = CLASSES
     model = Fields(MobileNetV2ForImageClassification(config), ("pixel_values",), "logits")
     return random_entry(model, (image(1, 3, 224, 224),))
 
@@ -334,9 +335,8 @@ def vit_s() -> ZooEntry:
     """ViT-S/16 (384 wide, 12 layers, 6 heads) at 224x224."""
     from transformers import ViTConfig, ViTForImageClassification
 
-    config = ViTConfig(
-        hidden_size=384, num_attention_heads=6, intermediate_size=1536, num_labels=1000
-    )
+    config = ViTConfig(hidden_size=384, num_attention_heads=6, intermediate_size=1536)
+    config.num_labels = CLASSES
     model = Fields(ViTForImageClassification(config), ("pixel_values",), "logits")
     return random_entry(model, (image(1, 3, 224, 224),))
 
@@ -345,7 +345,8 @@ def convnext_t() -> ZooEntry:
     """ConvNeXt-T (Liu et al. 2022) at 224x224, with the layer scale of a trained network."""
     from transformers import ConvNextConfig, ConvNextForImageClassification
 
-    config = ConvNextConfig(num_labels=1000, layer_scale_init_value=0.5)
+    config = ConvNextConfig(layer_scale_init_value=0.5)
+    config.num_labels = CLASSES
     model = Fields(ConvNextForImageClassification(config), ("pixel_values",), "logits")
     return random_entry(model, (image(1, 3, 224, 224),))
 

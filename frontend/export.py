@@ -21,8 +21,7 @@ from torch.utils import _pytree as pytree
 
 from plait.frontend import decompositions
 from plait.frontend.importer import Fallback, import_graph
-from plait.frontend.program import dense, to_numpy
-from plait.frontend.tensors import blob_of
+from plait.frontend.tensors import blob_of, dense, to_numpy
 from plait.ir import dims
 from plait.ir.dims import Dim
 from plait.ir.errors import Unsupported, UsageError

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from plait.frontend.program import to_numpy
+from plait.frontend.tensors import dense, to_numpy
 from plait.ir.builder import Builder, Value
 from plait.ir.dims import is_static
 from plait.ir.graph import Graph, Node
@@ -72,4 +72,4 @@ def constants(
     """Torch's tensors as constants; None where one cannot be stored or is large."""
     if any(t.numel() > MOST_ELEMENTS for t in tensors) or any(ty.dtype == bf16 for ty in types):
         return None
-    return [b.constant(to_numpy(t.resolve_conj().resolve_neg().contiguous())) for t in tensors]
+    return [b.constant(to_numpy(dense(t))) for t in tensors]

@@ -19,8 +19,7 @@ from torch.utils import _pytree as pytree
 
 from plait.frontend import folding
 from plait.frontend.aten import Arguments
-from plait.frontend.program import to_torch
-from plait.frontend.tensors import Sizes, blob_of, dim_of, dtype_of, type_of
+from plait.frontend.tensors import Sizes, blob_of, dim_of, dtype_of, to_torch, type_of
 from plait.ir import op as ops
 from plait.ir import types
 from plait.ir.builder import Builder, Capture, Value

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from plait.frontend.segments import HostCall, Segment, last_uses, split
-from plait.frontend.tensors import TO_TORCH
+from plait.frontend.tensors import TO_TORCH, dense, to_numpy, to_torch
 from plait.ir.errors import PlaitError
 from plait.ir.graph import Graph
 from plait.ir.interp import interpret
 from plait.ir.ops import aten
-from plait.ir.types import TensorType
 
 # Takes dense row-major tensors without autograd state; gives new dense row-major tensors.
 Run: TypeAlias = Callable[[Sequence[Tensor]], Sequence[Tensor]]
@@ -71,14 +67,6 @@ class Program:
         return env[value].clone() if value in self._constants else env[value]
 
 
-def dense(tensor: Tensor) -> Tensor:
-    """The tensor row-major, without gradient, lazy conjugation or negation."""
-    plain = tensor.detach() if tensor.requires_grad else tensor
-    if plain.is_conj() or plain.is_neg():
-        plain = plain.resolve_conj().resolve_neg()
-    return plain.contiguous()
-
-
 def _host_constants(graph: Graph, steps: Sequence[HostCall | Segment]) -> dict[int, Tensor]:
     """The constants that host calls read or that are outputs, as tensors."""
     needed = {v for step in steps if isinstance(step, HostCall) for v in step.operands}
@@ -114,15 +102,3 @@ def interpreted(graph: Graph) -> Run:
         return [to_torch(a, ty) for a, ty in zip(arrays, graph.output_types, strict=True)]
 
     return run
-
-
-def to_numpy(tensor: Tensor) -> NDArray[Any]:
-    """A dense tensor's memory as an array; bfloat16 as its 16 bits."""
-    bits = tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor
-    array: NDArray[Any] = bits.numpy()
-    return array
-
-
-def to_torch(array: NDArray[Any], type: TensorType) -> Tensor:
-    """A new tensor with the array's elements."""
-    return torch.from_numpy(np.array(array, order="C")).view(TO_TORCH[type.dtype])

@@ -6,8 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import sympy  # type: ignore[import-untyped]
 import torch
+from numpy.typing import NDArray
 from torch import SymInt, Tensor
 from torch.utils._sympy.functions import CleanDiv, FloorDiv
 
@@ -127,6 +129,28 @@ def stride_order(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...
     return tuple(d if shape[d] == 1 else next(places) for d in range(len(shape)))
 
 
+def dense(tensor: Tensor) -> Tensor:
+    """The tensor row-major in memory of its own kind: no gradient, nothing lazy."""
+    plain = tensor.detach() if tensor.requires_grad else tensor
+    if plain._is_zerotensor():
+        return torch.zeros(plain.shape, dtype=plain.dtype)
+    if plain.is_conj() or plain.is_neg():
+        plain = plain.resolve_conj().resolve_neg()
+    return plain.contiguous()
+
+
+def to_numpy(tensor: Tensor) -> NDArray[Any]:
+    """A dense tensor's memory as an array; bfloat16 as its 16 bits."""
+    bits = tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor
+    array: NDArray[Any] = bits.numpy()
+    return array
+
+
+def to_torch(array: NDArray[Any], type: TensorType) -> Tensor:
+    """A new tensor with the array's elements."""
+    return torch.from_numpy(np.array(array, order="C")).view(TO_TORCH[type.dtype])
+
+
 def blob_of(tensor: Tensor, name: str = "") -> Blob:
     """A constant that shares the tensor's memory where it is row-major.
 
@@ -134,5 +158,4 @@ def blob_of(tensor: Tensor, name: str = "") -> Blob:
     """
     if tensor.dtype == torch.bfloat16:
         raise Unsupported(f"constant {name!r} has dtype bfloat16, which cannot be stored")
-    dense = tensor.detach().resolve_conj().resolve_neg().contiguous()
-    return Blob(dense.numpy(), name)
+    return Blob(to_numpy(dense(tensor)), name)

@@ -48,7 +48,7 @@ class Tied(nn.Module):
         self.first = nn.Linear(4, 4)
         self.second = nn.Linear(4, 4)
         self.second.weight = self.first.weight
-        self.register_buffer("shift", torch.ones(4))
+        self.shift = nn.Buffer(torch.ones(4))
 
     def forward(self, x: Tensor, scale: Tensor) -> dict[str, Any]:
         y = self.second(torch.relu(self.first(x))) + self.shift
@@ -120,7 +120,7 @@ def test_state_written_in_forward_is_refused() -> None:
     class Counter(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.register_buffer("count", torch.zeros(1))
+            self.count = nn.Buffer(torch.zeros(1))
 
         def forward(self, x: Tensor) -> Tensor:
             self.count.add_(1)
