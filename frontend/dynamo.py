@@ -155,6 +155,7 @@ class CompiledGraph:
         variant = self._find(key, weights)
         if variant is None:
             with self._lock:
+                weights = [args[k] for k in self._static]  # another thread may have unfrozen them
                 variant = self._find(key, weights) or self._new(key, args, sizes, weights)
             if variant is None:
                 return tuple(self.module(*args))
@@ -212,6 +213,7 @@ class CompiledGraph:
         self, args: Sequence[Any], sizes: Mapping[str, int], weights: Sequence[Tensor]
     ) -> _Variant:
         names = [node.name for node in self._placeholders]
+        watch = Watch(weights) if weights else None  # before they are read
         frozen = dict(zip(self._static, weights, strict=True))
         frozen = {k: t for k, t in frozen.items() if t.dtype != torch.bfloat16}
         orders = {
@@ -233,9 +235,8 @@ class CompiledGraph:
             first = imported.fallbacks[0]
             raise UnsupportedOp(first.target, first.loc)
         program = Program(imported.graph, _compiler(self.settings))
-        watch = Watch(weights) if weights else None
-        permuted = tuple((k, None if o == tuple(range(len(o or ()))) else o)
-                         for k, o in orders.items())  # fmt: skip
+        plain = [k for k, o in orders.items() if o == tuple(range(len(o or ())))]
+        permuted = tuple((k, None if k in plain else o) for k, o in orders.items())
         return _Variant(program, imported.outputs, permuted, returned, watch)
 
 
