@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -25,9 +26,11 @@ from plait.ir import knobs
 ROOT: Final = Path(__file__).resolve().parent.parent
 RESULTS: Final = ROOT / "benchmarks" / "results.json"
 README: Final = ROOT / "README.md"
+PLOT: Final = ROOT / "docs" / "speed.svg"
 MARKERS: Final = ("<!-- bench:begin -->", "<!-- bench:end -->")
 MODELS: Final = (
-    "mlp", "minilm", "bert_base", "vit_s", "resnet18", "resnet50", "mobilenet_v2", "convnext_t",
+    "mlp", "lstm", "minilm", "bert_base", "gpt2", "vit_s", "resnet18", "resnet50", "mobilenet_v2",
+    "convnext_t", "crepe_tiny", "crepe_full", "mtcnn_pnet", "mtcnn_rnet", "mtcnn_onet",
 )  # fmt: skip
 PEERS: Final = ("eager", "inductor", "openvino", "onnxruntime")
 OURS: Final = "plait"
@@ -95,6 +98,10 @@ def table(results: dict[str, Any]) -> str:
         cells = [_cell(seconds.get(peer), fastest) for peer in (*PEERS, OURS)]
         lines.append(f"| {row['model']} | " + " | ".join([*cells, _ratio(row)]) + " |")
     host = results["host"]
+    means = "; ".join(
+        f"{geometric_mean(results, peer):.2f}× {peer}" for peer in PEERS if _measured(results, peer)
+    )
+    lines.append(f"\n**Geometric mean of the speed: {means}.**")
     lines.append(
         f"\nMilliseconds per run, median of {results['rounds']} interleaved rounds, batch 1, "
         f"float32, {results['threads']} threads, {host['model']} with {host['cores']} cores; the "
@@ -102,6 +109,45 @@ def table(results: dict[str, Any]) -> str:
         "or results that do not agree with eager (`benchmarks/results.json` says which)."
     )
     return "\n".join(lines)
+
+
+def _measured(results: dict[str, Any], peer: str) -> list[dict[str, Any]]:
+    """The rows in which both Plait and a peer have a time."""
+    return [r for r in results["rows"] if OURS in r["seconds"] and peer in r["seconds"]]
+
+
+def geometric_mean(results: dict[str, Any], peer: str) -> float:
+    """Geometric mean, over the models that both ran, of a peer's median over Plait's."""
+    ratios = [r["seconds"][peer] / r["seconds"][OURS] for r in _measured(results, peer)]
+    return math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else math.nan
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    """A bar for each model and peer: how many times as fast Plait is (log scale, 1 = equal)."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "plait"
+    import matplotlib.pyplot as plt
+
+    peers = [p for p in PEERS if _measured(results, p)]
+    names = [r["model"] for r in results["rows"]]
+    figure, axes = plt.subplots(figsize=(8, 0.45 * len(names) + 1.2), layout="constrained")
+    height = 0.8 / max(1, len(peers))
+    for k, peer in enumerate(peers):
+        rows = _measured(results, peer)
+        places = [names.index(r["model"]) + (k - (len(peers) - 1) / 2) * height for r in rows]
+        ratios = [r["seconds"][peer] / r["seconds"][OURS] for r in rows]
+        bars = axes.barh(places, ratios, height * 0.92, label=f"over {peer}")
+        axes.bar_label(bars, [f"{x:.2f}" for x in ratios], fontsize=7, padding=2)
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xscale("log", base=2)
+    axes.set_xticks([0.5, 1, 2, 4, 8], ["0.5×", "1×", "2×", "4×", "8×"])
+    axes.set_xlabel("speed of Plait over its peers, batch 1, float32, 2 threads")
+    axes.legend(loc="lower right", fontsize=8)
+    figure.savefig(path, metadata={"Date": None})
 
 
 def _cell(seconds: float | None, fastest: float) -> str:
@@ -157,7 +203,8 @@ def main() -> None:
         return
     results = run(given.models.split(","), given.rounds, given.threads)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    text = table(results)
+    plot(results, PLOT)
+    text = f"![Speed of Plait over its peers](docs/speed.svg)\n\n{table(results)}"
     print(f"\n{text}")
     if given.write_readme:
         write_readme(text)

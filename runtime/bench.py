@@ -2,6 +2,7 @@
 
 Two programs measured minutes apart are not comparable on a shared machine. Here every round times
 each candidate once, in an order that rotates, so that drift and neighbours hit all of them alike;
+before each sample there is a pause and one call that is not timed;
 speeds are reported as medians and as ratios to a baseline with a bootstrap interval over rounds.
 """
 
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MIN_SAMPLE_SECONDS = 2e-3  # one sample repeats a fast call until it takes at least this long
+SETTLE_SECONDS = 0.02
 BOOTSTRAP_DRAWS = 2000
 INTERVAL = (2.5, 97.5)
 
@@ -68,6 +70,9 @@ def compare(
         progress(f"round {index + 1} of {rounds}")
         shift = index % len(names)
         for name in names[shift:] + names[:shift]:
+            # Threads that the last candidate left spinning go to sleep; caches fill again.
+            time.sleep(SETTLE_SECONDS)
+            candidates[name]()
             samples[name][index] = _seconds(candidates[name], repeats[name])
     return Comparison(samples)
 
