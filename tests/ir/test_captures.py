@@ -179,6 +179,8 @@ def reductions() -> Iterator[Case]:
     yield case("aten.mean.dim", I32, [0], dtype=torch.float32)
     yield case("aten.prod.dim_int", X, 1)
     yield case("aten.amax.default", holes, [1], True)
+    yield case("aten.cumsum.default", I32, 1)
+    yield case("aten.cumsum.default", X, -1)
     yield case("aten.amin.default", X, [0, 1])
     for dim, keep in ((None, False), (1, False), (-1, True)):
         yield case("aten.argmax.default", X, dim, keep)
