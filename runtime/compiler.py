@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from plait.codegen.cpu import CpuTarget, host_cpu_model, host_features
 from plait.codegen.plan import (
     Call,
     Copy,
@@ -22,17 +25,22 @@ from plait.codegen.plan import (
     pack_weights,
     place_weights,
 )
+from plait.codegen.target import Target
 from plait.ir.errors import PlanError, UnsupportedOp
 from plait.ir.graph import Blob, Graph
+from plait.ir.layout import row_major
+from plait.ir.types import TensorType
 from plait.passes.context import Context
 from plait.passes.hooks import Timing
 from plait.passes.memory import MemoryPlan
 from plait.passes.pipeline import DEFAULT_PIPELINE, Hook, parse_pipeline
+from plait.passes.select import Selection
 from plait.runtime.artifact import Contents, TargetCode, write_artifact
 from plait.runtime.cache import KernelCache
 from plait.runtime.executor import CompiledModel
 from plait.runtime.loader import Library
 
+SELECTIONS, MACHINES = "selections", "machines"  # kinds of cache entries
 Progress = Callable[[str, int, int], None]
 
 
@@ -104,8 +112,6 @@ def compile_graph(
     `output_names` are those of the outputs in order (default: `output0` and so on).
     Raises the errors of the passes, `UnsupportedSymbol` for symbolic sizes, `CompileFailure`.
     """
-    from plait.codegen.tvm.build import named_target
-    from plait.codegen.tvm.main_func import compile_main
     from plait.codegen.tvm.target import cpu_target
 
     for node in graph.nodes:
@@ -113,17 +119,18 @@ def compile_graph(
             raise UnsupportedOp(node.attrs["target"], node.loc)
     began = time.perf_counter()
     timing = Timing()
-    context = Context(cpu_target(threads))
+    cache = cache or KernelCache()
+    context = Context(Remembering(cpu_target(threads), cache))
     lowered = parse_pipeline(pipeline).run(graph, context, [timing, *hooks])
     if context.plan is None:
         raise PlanError(f"the pipeline {pipeline!r} makes no memory plan: it lacks `allocate`")
     seconds = {"passes": time.perf_counter() - began}
-    machine = named_target(cpu)
-    builder = _Kernels(lowered, machine, threads, cache or KernelCache(), progress)
+    machine = _machine(cpu, cache)
+    builder = _Kernels(lowered, machine, threads, cache, progress)
     kernels, objects = builder.run()
     seconds["kernels"] = time.perf_counter() - began - seconds["passes"]
     plan, weights = make_plan(lowered, context.plan, builder.symbols, output_names)
-    main = builder.through_cache(f"main-{plan.main_symbol}", lambda: compile_main(plan, machine))
+    main = builder.through_cache(f"main-{plan.main_symbol}", lambda: _compile_main(plan, machine))
     seconds["total"] = time.perf_counter() - began
     seconds["main"] = seconds["total"] - seconds["passes"] - seconds["kernels"]
     stages = {"imported": str(graph), "lowered": str(lowered)} if keep_stages else {}
@@ -156,8 +163,6 @@ class _Kernels:
         self.symbols: dict[int, str] = {}
 
     def run(self) -> tuple[tuple[Kernel, ...], list[bytes]]:
-        from plait.codegen.tvm.build import KernelJob, compile_many
-
         calls: dict[str, int] = {}
         nodes: dict[str, int] = {}
         for k, node in enumerate(self.graph.nodes):
@@ -170,16 +175,18 @@ class _Kernels:
         missing = [s for s in nodes if s not in found]
         done = len(found)
 
-        def finished(job: KernelJob, data: bytes) -> None:
+        def finished(job: Any, data: bytes) -> None:
             nonlocal done
             self.cache.put(job.symbol[2:], data)
             done += 1
             self.progress("kernels", done, len(nodes))
 
-        jobs = [KernelJob(s, self._maker(nodes[s])) for s in missing]
-        if jobs:
+        if missing:
+            from plait.codegen.tvm.build import KernelJob, compile_many
+
+            jobs = [KernelJob(s, self._maker(nodes[s])) for s in missing]
             found.update(compile_many(jobs, self.machine, 2, finished))
-        self.built = len(jobs)
+        self.built = len(missing)
         kernels = tuple(self._kernel(s, nodes[s], calls[s]) for s in nodes)
         return kernels, [found[s] for s in nodes]
 
@@ -208,14 +215,64 @@ class _Kernels:
         return data
 
 
+class Remembering:
+    """A target whose selections are kept in the cache, so that a known kernel needs no compiler."""
+
+    def __init__(self, target: Target, cache: KernelCache) -> None:
+        self.target, self.cache = target, cache
+        self.name = target.name
+        self.channels_last = target.channels_last
+        self.approximates = target.approximates
+
+    def takes(self, op: str, types: tuple[TensorType, ...]) -> bool:
+        return self.target.takes(op, types)
+
+    def select(self, body: Graph, constant: tuple[bool, ...]) -> Selection:
+        parts = (body.digest, str(constant), str(self.target.threads), code_fingerprint())
+        key = sha256("\0".join(parts).encode()).hexdigest()
+        known = self.cache.get(key, SELECTIONS)
+        if known is not None:
+            data = json.loads(known)
+            pack = {int(k): (str(form), int(block)) for k, (form, block) in data["pack"].items()}
+            return Selection(data["schedule"], pack)
+        found = self.target.select(body, constant)
+        text = json.dumps({"schedule": found.schedule, "pack": found.pack})
+        self.cache.put(key, text.encode(), SELECTIONS)
+        return found
+
+
+def _machine(cpu: str, cache: KernelCache) -> CpuTarget:
+    """The CPU by name; LLVM, which knows the names, is asked once for each host and version."""
+    host = "\0".join((cpu, host_cpu_model(), *sorted(host_features()), _toolchain()))
+    key = sha256(host.encode()).hexdigest()
+    known = cache.get(key, MACHINES)
+    if known is not None:
+        return CpuTarget.from_json(json.loads(known))
+    from plait.codegen.tvm.build import named_target
+
+    found = named_target(cpu)
+    cache.put(key, json.dumps(found.to_json()).encode(), MACHINES)
+    return found
+
+
+def _compile_main(plan: ModulePlan, machine: CpuTarget) -> bytes:
+    from plait.codegen.tvm.main_func import compile_main
+
+    return compile_main(plan, machine)
+
+
+def _toolchain() -> str:
+    """The versions of what makes object code; each TVM wheel holds one LLVM."""
+    return f"apache-tvm {version('apache-tvm')}"
+
+
 @cache
 def code_fingerprint() -> str:
     """A digest of what decides a kernel's code beside its body: this compiler and its toolchain."""
     import plait.codegen
     import plait.ir
-    from plait.codegen.tvm.build import toolchain
 
-    digest = sha256(toolchain().encode())
+    digest = sha256(_toolchain().encode())
     for package in (plait.codegen, plait.ir):
         for path in sorted(Path(package.__path__[0]).rglob("*.py")):
             digest.update(path.read_bytes())
@@ -225,7 +282,14 @@ def code_fingerprint() -> str:
 def make_plan(
     graph: Graph, memory: MemoryPlan, symbols: dict[int, str], output_names: Sequence[str] = ()
 ) -> tuple[ModulePlan, dict[str, NDArray[Any]]]:
-    """The plan of a lowered graph, and its weights by name."""
+    """The plan of a lowered graph, and its weights by name.
+
+    Raises `PlanError` for inputs and outputs that are not row-major: a caller's arrays are.
+    """
+    for what, types in (("input", graph.input_types), ("output", graph.output_types)):
+        for k, ty in enumerate(types):
+            if not row_major(ty):
+                raise PlanError(f"{what} {k} is {ty}, but the arrays of callers are row-major")
     inputs = tuple(
         TensorSpec(i.name or f"input{k}", i.type.dtype.name, i.type.static("the plan"))
         for k, i in enumerate(graph.inputs)

@@ -13,24 +13,13 @@ from plait.codegen.tiles import LANES, PARALLEL_CYCLES, ceil_div
 from plait.codegen.tvm.attend import Tiles
 from plait.codegen.tvm.decode import build_decode
 from plait.codegen.tvm.operands import Operands
-from plait.ir import types as t
-from plait.ir.dims import is_static
 from plait.ir.graph import Graph
-from plait.ir.types import TensorType
 from plait.passes.select import Selection
 
 KEY_BLOCK = 256  # keys of a block: its scores for 16 rows take half of an L1 cache
 SINGLE_BLOCK = 384  # up to so many keys need no second block
 ROW_LANES = 16  # query rows of a tile, 8 if there are few rows
 KEY_TILES = (4, 5, 6)  # keys of a register tile: 6 by 16 scores leave room for operands
-
-
-def takes(types: tuple[TensorType, ...]) -> bool:
-    """Float32 attention with static dimensions, none of them empty."""
-    floats = all(ty.dtype == t.f32 for ty in types[:3])
-    masks = all(ty.dtype in (t.f32, t.bool_) for ty in types[3:])
-    static = all(is_static(ty.shape) for ty in types)
-    return floats and masks and static and all(n != 0 for ty in types for n in ty.shape)
 
 
 def choose(body: Graph, constant: tuple[bool, ...], threads: int) -> Selection | None:

@@ -8,7 +8,8 @@ from typing import Any
 from tvm import tirx
 
 from plait.codegen.tiles import LANES
-from plait.codegen.tvm.lower import const, lower
+from plait.codegen.tvm.lower import lower
+from plait.codegen.tvm.scalars import const
 from plait.ir import approx
 from plait.ir import expr as e
 from plait.ir import types as t

@@ -20,8 +20,8 @@ from plait.codegen.tvm.loops import (
     unflatten,
     vectors,
 )
-from plait.codegen.tvm.lower import const, tir_dtype
 from plait.codegen.tvm.nest import Nest, Phases, Read
+from plait.codegen.tvm.scalars import const, tir_dtype
 from plait.ir import expr as e
 
 PrimExpr = Any

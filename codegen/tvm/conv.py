@@ -27,7 +27,7 @@ from plait.codegen.tvm.image import (
     vectorized,
 )
 from plait.codegen.tvm.loops import loop, sequence
-from plait.codegen.tvm.lower import const
+from plait.codegen.tvm.scalars import const
 from plait.ir.graph import Graph
 from plait.passes.select import Selection
 

@@ -25,8 +25,8 @@ from plait.codegen.tvm.blocks import (
     unrolled,
     weight,
 )
-from plait.codegen.tvm.lower import const
 from plait.codegen.tvm.operands import Operands
+from plait.codegen.tvm.scalars import const
 
 PrimExpr = Any
 Stmt = Any

@@ -24,7 +24,8 @@ from plait.codegen.tvm.loops import (
     unflatten,
     vector,
 )
-from plait.codegen.tvm.lower import const, lower, tir_dtype
+from plait.codegen.tvm.lower import lower
+from plait.codegen.tvm.scalars import const, tir_dtype
 from plait.ir import expr as e
 from plait.ir.errors import Unsupported
 from plait.ir.graph import Graph

@@ -18,7 +18,7 @@ from plait.codegen.conv_tiles import WindowShape, window_shape
 from plait.codegen.tvm.access import Access, flat_reads
 from plait.codegen.tvm.gemm import HEAVY_EPILOGUE
 from plait.codegen.tvm.loops import LANES, Flat, flat, loop, sequence, vector
-from plait.codegen.tvm.lower import const
+from plait.codegen.tvm.scalars import const
 from plait.ir import types as t
 from plait.ir.dims import is_static
 from plait.ir.graph import Graph, Node

@@ -16,9 +16,9 @@ from tvm import tirx
 
 from plait.codegen.tvm.columns import columns
 from plait.codegen.tvm.loops import LANES, PARALLEL_WORK, loop, sequence, unflatten, vector
-from plait.codegen.tvm.lower import const
 from plait.codegen.tvm.nest import Nest
 from plait.codegen.tvm.rows import rows
+from plait.codegen.tvm.scalars import const
 from plait.ir.graph import Graph
 
 PrimExpr = Any

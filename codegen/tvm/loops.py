@@ -10,7 +10,7 @@ from typing import Any
 
 from tvm import tirx
 
-from plait.codegen.tvm.lower import FUNCTIONS, const, dtype_of, tir_dtype
+from plait.codegen.tvm.scalars import FUNCTIONS, const, dtype_of, tir_dtype
 from plait.ir import types as t
 from plait.ir.dims import Dim
 from plait.ir.layout import strides

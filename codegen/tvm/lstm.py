@@ -30,11 +30,8 @@ from plait.codegen.tvm.blocks import (
 )
 from plait.codegen.tvm.generic import anchor_of
 from plait.codegen.tvm.loops import flat, sequence
-from plait.codegen.tvm.lower import const
-from plait.ir import types as t
-from plait.ir.dims import is_static
+from plait.codegen.tvm.scalars import const
 from plait.ir.graph import Graph
-from plait.ir.types import TensorType
 from plait.passes.select import Selection
 
 PrimExpr = Any
@@ -43,13 +40,6 @@ Stmt = Any
 GATES = 4
 MAX_ROWS = 3  # batch rows of a register tile: with 4 gates of 8 units, 12 accumulators
 SHARED_STEP = 50_000  # multiply-adds of a step from which a barrier costs less than it saves
-
-
-def takes(types: tuple[TensorType, ...]) -> bool:
-    """Float32 with static dimensions, none of them empty."""
-    return all(
-        ty.dtype == t.f32 and is_static(ty.shape) and all(n != 0 for n in ty.shape) for ty in types
-    )
 
 
 def choose(body: Graph, constant: tuple[bool, ...], threads: int) -> Selection | None:

@@ -15,7 +15,8 @@ from tvm import tirx
 from plait.codegen.collapse import Space, collapse, loop_space
 from plait.codegen.compose import Composer
 from plait.codegen.tvm.loops import Flat, as_stored, flat, sequence
-from plait.codegen.tvm.lower import lower, tir_dtype
+from plait.codegen.tvm.lower import lower
+from plait.codegen.tvm.scalars import tir_dtype
 from plait.ir import expr as e
 from plait.ir import types as t
 from plait.ir.graph import Graph

@@ -11,7 +11,7 @@ from plait.codegen.tvm.access import Access, flat_reads
 from plait.codegen.tvm.blocks import LOG2E, MINUS_INFINITY
 from plait.codegen.tvm.generic import anchor_of
 from plait.codegen.tvm.loops import flat, unflatten
-from plait.codegen.tvm.lower import const
+from plait.codegen.tvm.scalars import const
 from plait.ir import types as t
 from plait.ir.graph import Graph
 

@@ -21,7 +21,7 @@ from plait.codegen.tvm.access import Access, source_input
 from plait.codegen.tvm.gemm import Gemm, schedule_gemm
 from plait.codegen.tvm.generic import anchor_of
 from plait.codegen.tvm.loops import unflatten
-from plait.codegen.tvm.lower import tir_dtype
+from plait.codegen.tvm.scalars import tir_dtype
 from plait.ir import types as t
 from plait.ir.dims import is_static
 from plait.ir.graph import Graph

@@ -1,51 +1,34 @@
-"""The CPU target: TVM's templates, in the order in which they are tried."""
+"""The CPU target.  Importing it imports no TVM: the templates do, when one is needed."""
 
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
-from plait.codegen.schedule import Schedule
 from plait.codegen.target import Target, Template
-from plait.codegen.tvm import attention, lstm
-from plait.codegen.tvm.conv import CONV
-from plait.codegen.tvm.generic import build_generic
-from plait.codegen.tvm.loopnest import build_nest
-from plait.codegen.tvm.narrow import NARROW
-from plait.codegen.tvm.product import GEMM
-from plait.codegen.tvm.window import DEPTHWISE, POOL
-from plait.ir.graph import Graph
-from plait.passes.fuse import ANCHORS
-from plait.passes.select import Selection
+from plait.ir import types as t
+from plait.ir.dims import is_static
+from plait.ir.types import TensorType
 
 # Functions whose code in TVM is a scalar call of the C library.
 APPROXIMATED = frozenset({"exp", "log", "tanh", "erf", "sigmoid", "sin", "cos", "gelu", "silu"})
 
 
-def _has_anchor(body: Graph) -> bool:
-    return any(n.op in ANCHORS for n in body.nodes)
+def _plain(types: tuple[TensorType, ...], masks: tuple[TensorType, ...] = ()) -> bool:
+    """Float32 (masks: or bool) with static dimensions, none of them empty."""
+    dtypes = all(ty.dtype == t.f32 for ty in types)
+    dtypes = dtypes and all(ty.dtype in (t.f32, t.bool_) for ty in masks)
+    both = (*types, *masks)
+    return dtypes and all(is_static(ty.shape) and 0 not in ty.shape for ty in both)
 
 
-def _choose_generic(body: Graph, constant: tuple[bool, ...], threads: int) -> Selection | None:
-    single = ("dot_general", "conv", "max_pool", "sum_pool", "cumsum")
-    fits = any(n.op in single for n in body.nodes)
-    return Selection("generic") if fits else None
+def _takes_attention(types: tuple[TensorType, ...]) -> bool:
+    return _plain(types[:3], types[3:])
 
 
-def _choose_loops(body: Graph, constant: tuple[bool, ...], threads: int) -> Selection | None:
-    return None if _has_anchor(body) else Selection("loops")
+def _load() -> tuple[Template, ...]:
+    from plait.codegen.tvm.templates import TEMPLATES
 
-
-def _build_generic(body: Graph, schedule: Schedule) -> Any:
-    return build_generic(body)
-
-
-def _build_loops(body: Graph, schedule: Schedule) -> Any:
-    return build_nest(body)
-
-
-GENERIC = Template("generic", _choose_generic, _build_generic)
-LOOPS = Template("loops", _choose_loops, _build_loops)
+    return TEMPLATES
 
 
 @cache
@@ -55,17 +38,7 @@ def cpu_target(threads: int = 2) -> Target:
         name="cpu",
         channels_last=True,
         approximates=APPROXIMATED,
-        composites={"attention": attention.takes, "lstm": lstm.takes},
-        templates=(
-            attention.ATTENTION,
-            lstm.LSTM,
-            GEMM,
-            DEPTHWISE,
-            NARROW,
-            CONV,
-            POOL,
-            GENERIC,
-            LOOPS,
-        ),
+        composites={"attention": _takes_attention, "lstm": _plain},
+        load=_load,
         threads=threads,
     )

@@ -36,7 +36,7 @@ def test_branches_are_finished_one_by_one() -> None:
     before = run("layout,fuse,select", build(make, *[SQUARE] * 4))
     after = run("order", before)
     assert size(before) >= 4 * 1024
-    assert size(after) <= 2 * 1024 + 64, "one wide value, what made it, and the total"
+    assert size(after) <= 2 * 1024 + 64
     same_meaning(before, after, tolerance=1e-4)
 
 
