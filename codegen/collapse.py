@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from plait.ir import op as ops
 from plait.ir.builder import Builder, Value
+from plait.ir.errors import Unsupported
 from plait.ir.graph import Graph, Node
 from plait.ir.types import TensorType
 
@@ -25,13 +26,18 @@ class Space:
 
 
 def loop_space(body: Graph) -> Space:
-    """The space of a body made by fusion: that of its reductions, else of its first output."""
+    """The space of a body made by fusion: that of its reductions, else of its first output.
+
+    Raises `Unsupported` where reductions are over different dimensions.
+    """
     full = None
     axes: tuple[int, ...] = ()
     for node in body.nodes:
         if node.op.startswith("reduce_"):
-            full, axes = body.types[node.operands[0]], tuple(node.attrs["axes"])
-            break
+            if full is not None and tuple(node.attrs["axes"]) != axes:
+                raise Unsupported(f"one loop nest reduces over {axes} and {node.attrs['axes']}")
+            if full is None:
+                full, axes = body.types[node.operands[0]], tuple(node.attrs["axes"])
     outputs = [ty for ty in body.output_types if full is None or ty.shape == full.shape]
     leader = outputs[0] if outputs else full
     assert leader is not None

@@ -187,9 +187,9 @@ class Phases:
         return found
 
     def _takes_work(self, v: int) -> bool:
-        """Whether a costly function or a gather is computed for a value at its level."""
+        """Whether a costly function or a gather is computed for each element at its level."""
         made = self.n.body.producer(v)
-        if made is None or made.op.startswith("reduce_"):
+        if made is None or made.op.startswith("reduce_") or not self.n.is_full(v):
             return False
         same = (o for o in made.operands if self.n.levels[o] == self.n.levels[v])
         return made.op in COSTLY or any(map(self._takes_work, same))

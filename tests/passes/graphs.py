@@ -29,7 +29,7 @@ TARGET = Target(
     channels_last=True,
     approximates=frozenset({"exp", "tanh"}),
     composites={"attention": lambda types: True},
-    templates=(ANY,),
+    load=lambda: (ANY,),
 )
 
 

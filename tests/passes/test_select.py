@@ -30,7 +30,8 @@ def packing(form: str, block: int, operand: int = 1) -> Target:
             "packed" if packed else "plain", {operand: (form, block)} if packed else {}
         )
 
-    return replace(TARGET, templates=(Template("any", choose, lambda body, schedule: None),))
+    template = Template("any", choose, lambda body, schedule: None)
+    return replace(TARGET, load=lambda: (template,))
 
 
 def dot(b: Builder, x: Value, w: Any, contract: int = 0) -> Value:
@@ -98,7 +99,7 @@ def test_shared_weights_are_packed_once() -> None:
 def test_without_a_template_the_body_is_shown() -> None:
     graph = build(lambda b, x: b.emit("exp", x), (3, 7))
     with pytest.raises(Unsupported, match="target plain has no template for a kernel of exp") as e:
-        run("fuse,select", graph, replace(TARGET, templates=()))
+        run("fuse,select", graph, replace(TARGET, load=lambda: ()))
     assert "exp(%0)" in e.value.__notes__[0]
 
 

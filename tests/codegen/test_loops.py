@@ -1,0 +1,304 @@
+"""Loop nests against the interpreter: spaces, tails, levels of reductions, kept values, types."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("tvm", reason="TVM comes with the compile extra")
+
+from plait.codegen.plan import Call, ModulePlan, PointerArg, TensorSpec
+from plait.codegen.tvm.build import KernelJob, compile_many, host_target
+from plait.codegen.tvm.loopnest import build_nest
+from plait.codegen.tvm.main_func import compile_main
+from plait.codegen.tvm.nest import Nest
+from plait.codegen.tvm.pointers import over_pointers
+from plait.codegen.tvm.rows import MAX_ROW_BYTES, Rows
+from plait.ir import types as t
+from plait.ir.builder import Builder, Value
+from plait.ir.errors import Unsupported
+from plait.ir.graph import Graph
+from plait.ir.interp import interpret
+from plait.ir.types import TensorType
+from plait.runtime.executor import CompiledModel
+from plait.runtime.loader import Library
+from tests.passes.graphs import Make, Operand, build
+
+NAN, INF = float("nan"), float("inf")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A body, and its operands: shapes of float32, or types."""
+
+    name: str
+    make: Make
+    operands: tuple[Operand, ...]
+    exact: bool = False
+
+
+def total(b: Builder, x: Value, axes: Sequence[int] = (-1,), keep: bool = True, kind: str = "sum",
+          ) -> Value:  # fmt: skip
+    dims = tuple(a % x.rank for a in axes)
+    return b.emit(f"reduce_{kind}", x, axes=dims, keepdims=keep)
+
+
+def softmax(b: Builder, x: Value, axis: int = -1) -> Value:
+    y = b.emit("exp", x - total(b, x, (axis,), kind="max"))
+    return y / total(b, y, (axis,))
+
+
+def norm(b: Builder, x: Value, axes: Sequence[int] = (-1,)) -> Value:
+    n = float(np.prod([x.shape[a] for a in axes]))
+    centred = x - total(b, x, axes) / n
+    return centred * b.emit("rsqrt", total(b, centred * centred, axes) / n + 1e-5)
+
+
+def _residual_norm(b: Builder, x: Value, y: Value, g: Value) -> list[Value]:
+    z = x + y
+    return [z, norm(b, z) * g]
+
+
+def _extremes(b: Builder, x: Value) -> list[Value]:
+    return [total(b, x, kind=k) for k in ("sum", "prod", "max", "min")]
+
+
+def _embed(b: Builder, table: Value, ids: Value, g: Value) -> list[Value]:
+    rows = b.emit("take", table, ids, axis=0)
+    return [rows, norm(b, rows) * g]
+
+
+def _dropped(b: Builder, x: Value) -> list[Value]:
+    """Reduced dimensions that the results lack."""
+    s = total(b, b.emit("tanh", x), keep=False)
+    return [s, s * 2.0 + 1.0]
+
+
+def _slices(b: Builder, x: Value, y: Value) -> Value:
+    part = b.emit("slice", x, start=(1, 2), step=(1, 2), size=(3, 9))
+    return part * y + b.emit("iota", shape=(3, 9), axis=1, dtype=t.f32)
+
+
+def _mixed(b: Builder, x: Value, n: Value, p: Value) -> list[Value]:
+    """One nest over several types."""
+    wide = b.cast(x, t.f64) * b.cast(n, t.f64)
+    chosen = b.emit("select", p, wide, -wide)
+    return [chosen, b.emit("lt", b.cast(n, t.f64), chosen), b.cast(chosen, t.i64)]
+
+
+def _counts(b: Builder, n: Value, p: Value) -> list[Value]:
+    kept = b.emit("select", p, n, b.scalar(0, t.i64))
+    return [total(b, kept), total(b, p, kind="max"), total(b, p, kind="min"), kept]
+
+
+I64, BOOL, F64 = t.i64, t.bool_, t.f64
+
+
+def of(dtype: t.DType, *shape: int, layout: tuple[int, ...] | None = None) -> TensorType:
+    return TensorType(dtype, shape, layout)
+
+
+def _pointwise_cases() -> Iterator[Case]:
+    for n in (1, 7, 8, 9, 40, 45):
+        yield Case(f"pointwise {n}", lambda b, x, y: b.emit("exp", x) * y, ((3, n), (n,)))
+    yield Case("pointwise scalar", lambda b, x: b.emit("exp", x) + 1.0, ((),))
+    yield Case("pointwise empty", lambda b, x: b.emit("exp", x), ((3, 0, 2),))
+    yield Case("pointwise broadcast", lambda b, x, y: x * y, ((5, 1, 11), (3, 1)))
+    yield Case("pointwise long", lambda b, x: b.emit("tanh", x), ((40_003,),))
+    yield Case("pointwise wide", lambda b, x, y: b.emit("tanh", x) + y, ((70, 1_003), (1_003,)))
+    last = of(t.f32, 2, 3, 4, 5, layout=(0, 2, 3, 1))
+    yield Case("pointwise laid out", lambda b, x, s: b.emit("relu", x) * s, (last, (3, 1, 1)))
+    yield Case("pointwise slices", _slices, ((5, 21), (3, 1)))
+    yield Case("pointwise outputs", lambda b, x, y: [x * y, x + y, x], ((4, 13), (4, 1)))
+
+
+def _row_cases() -> Iterator[Case]:
+    for n in (1, 5, 8, 32, 43, 75):
+        yield Case(f"rows softmax {n}", softmax, ((4, n),))
+        yield Case(f"rows norm {n}", lambda b, x, g: norm(b, x) * g, ((3, 2, n), (n,)))
+    yield Case("rows kinds", _extremes, ((5, 45),))
+    yield Case("rows early output", _residual_norm, ((6, 41), (6, 41), (41,)))
+    yield Case("rows dropped", _dropped, ((4, 2, 19),))
+    yield Case("rows over two", lambda b, x: norm(b, x, (-2, -1)), ((3, 5, 11),))
+    yield Case("rows over all", lambda b, x: total(b, x, (0, 1, 2), False), ((3, 5, 11),))
+    yield Case("rows over outer and inner", lambda b, x: norm(b, x, (0, 2)), ((3, 5, 11),))
+    yield Case("rows three levels", lambda b, x: norm(b, softmax(b, x)), ((4, 27),))
+    yield Case("rows take", _embed, ((9, 37), of(I64, 2, 5), (37,)))
+    yield Case("rows too long to keep", softmax, ((2, MAX_ROW_BYTES // 4 + 3),))
+    yield Case("rows empty", lambda b, x: total(b, x), ((3, 0),))
+    yield Case("rows none", softmax, ((0, 5),))
+    yield Case("rows parallel", softmax, ((64, 129),))
+
+
+def _column_cases() -> Iterator[Case]:
+    for n in (1, 8, 31, 45, 76):
+        yield Case(f"columns {n}", lambda b, x: total(b, x * x, (0,), False), ((6, n),))
+        yield Case(f"columns softmax {n}", lambda b, x: softmax(b, x, 0), ((6, n),))
+    yield Case("columns middle", lambda b, x: norm(b, x, (-2,)), ((3, 7, 13),))
+    yield Case("columns outputs", lambda b, x: [y := b.emit("exp", x), total(b, y, (1,))],
+               ((3, 7, 13),))  # fmt: skip
+    image = of(t.f32, 2, 19, 3, 5, layout=(0, 2, 3, 1))
+    yield Case("columns of an image", lambda b, x: total(b, x, (2, 3)) * 0.1, (image,))
+    yield Case("columns empty", lambda b, x: total(b, x, (0,)), ((0, 9),))
+
+
+def _type_cases() -> Iterator[Case]:
+    yield Case("types float64", lambda b, x: softmax(b, x), (of(F64, 3, 29),))
+    yield Case("types int64", lambda b, n: [m := n * n - 3, total(b, m), total(b, n)],
+               (of(I64, 5, 21),), exact=True)  # fmt: skip
+    yield Case("types bool", _counts, (of(I64, 5, 21), of(BOOL, 5, 21)), exact=True)
+    yield Case("types mixed", _mixed, ((3, 19), of(I64, 19), of(BOOL, 3, 1)))
+
+
+CASES = [*_pointwise_cases(), *_row_cases(), *_column_cases(), *_type_cases()]
+
+
+def arguments(case: Case, body: Graph) -> list[Any]:
+    rng = np.random.default_rng(len(case.name))
+    found = []
+    for ty in body.input_types:
+        shape = ty.static("test")
+        noise = rng.standard_normal(shape) if ty.dtype.is_float else rng.integers(0, 9, shape)
+        values = noise > 3 if ty.dtype == BOOL else noise
+        found.append(np.asarray(values).astype(ty.dtype.numpy))
+    return found
+
+
+def in_memory(array: Any, ty: TensorType) -> Any:
+    return np.ascontiguousarray(np.transpose(array, ty.order)).reshape(-1)
+
+
+class Compiled:
+    """Kernels of several bodies, compiled together on two threads."""
+
+    def __init__(self, bodies: dict[str, Graph]) -> None:
+        self.bodies = bodies
+        self.symbols = {name: f"k_{i}" for i, name in enumerate(bodies)}
+        jobs = [KernelJob(self.symbols[name], lambda body=body: over_pointers(build_nest(body)))
+                for name, body in bodies.items()]  # fmt: skip
+        self.code = compile_many(jobs, host_target(), 2)
+
+    def run(self, name: str, inputs: Sequence[Any], threads: int = 2) -> list[Any]:
+        """The outputs of a body, in memory order and flat."""
+        body, symbol = self.bodies[name], self.symbols[name]
+
+        def spec(what: str, dtype: str, size: int) -> TensorSpec:
+            return TensorSpec(what, dtype, (max(size, 1),))
+
+        flat = [in_memory(a, ty) for a, ty in zip(inputs, body.input_types, strict=True)]
+        ins = tuple(spec(f"x{k}", a.dtype.name, a.size) for k, a in enumerate(flat))
+        types = body.output_types
+        sizes = [int(np.prod(ty.static("test"))) for ty in types]
+        named = enumerate(zip(types, sizes, strict=True))
+        outs = tuple(spec(f"y{k}", ty.dtype.name, size) for k, (ty, size) in named)
+        args = [PointerArg("input", k) for k in range(len(ins))]
+        args += [PointerArg("output", k) for k in range(len(outs))]
+        plan = ModulePlan("one", ins, outs, (Call(symbol, tuple(args)),))
+        code = [self.code[symbol], compile_main(plan, host_target())]
+        found = CompiledModel(plan, Library(code), None, threads)(
+            *(a if a.size else np.zeros(1, a.dtype) for a in flat)
+        )
+        return [a[:size] for a, size in zip(found, sizes, strict=True)]
+
+
+def compiled_part(part: str) -> Compiled:
+    return Compiled({c.name: build(c.make, *c.operands) for c in CASES if c.name.startswith(part)})
+
+
+@pytest.mark.parametrize("part", ["pointwise", "rows", "columns", "types"])
+def test_nests(part: str) -> None:
+    """All cases of a part, on one thread and on two: bit by bit the same."""
+    made = compiled_part(part)
+    for case in [c for c in CASES if c.name.startswith(part)]:
+        body = made.bodies[case.name]
+        inputs = arguments(case, body)
+        found = made.run(case.name, inputs)
+        with np.errstate(all="ignore"):
+            wanted = interpret(body, inputs)
+        alone = made.run(case.name, inputs, threads=1)
+        for got, again, want, ty in zip(found, alone, wanted, body.output_types, strict=True):
+            np.testing.assert_array_equal(got, again, case.name)
+            expected = in_memory(want, ty)
+            if case.exact or ty.dtype.kind != "f":
+                np.testing.assert_array_equal(got, expected, case.name)
+            else:
+                np.testing.assert_allclose(got, expected, 2e-5, 2e-5, err_msg=case.name)
+
+
+def _special(b: Builder, x: Value) -> list[Value]:
+    found = [total(b, x, kind=k) for k in ("max", "min", "sum")]
+    return [*found, b.emit("isnan", x), b.emit("ne", x, x), b.emit("relu", x), -x]
+
+
+def _guarded(b: Builder, x: Value) -> list[Value]:
+    """Elements outside are never read: padding in a nest of its own."""
+    low, high = (0, 3), (1, 6)
+    return [b.emit("pad", x, b.scalar(-INF, t.f32), low=low, high=high)]
+
+
+def _integers(b: Builder, x: Value, y: Value) -> list[Value]:
+    names = ("floordiv", "truncdiv", "mod", "fmod", "shl", "shr", "max", "min")
+    return [b.emit(name, x, y) for name in names]
+
+
+def test_special_values() -> None:
+    """NaN wins every comparison, infinities stay, and integers never trap."""
+    i32 = np.array([[7], [-7], [0], [-(2**31)], [2**31 - 1]], np.int32)
+    by = np.array([[0, -1, 1, 2, 31, 32, -5, 33, 3]], np.int32)
+    x = np.zeros((4, 43), np.float32)
+    x[0, 41], x[1, 3], x[2, 7], x[2, 8], x[3, 42] = NAN, NAN, INF, -INF, -0.0
+    bodies = {
+        "rows": build(_special, (4, 43)),
+        "columns": build(lambda b, x: total(b, x, (0,), kind="max"), (4, 43)),
+        "guarded": build(_guarded, (4, 43)),
+        "integers": build(_integers, of(t.i32, 5, 1), of(t.i32, 1, 9)),
+    }
+    made = Compiled(bodies)
+    for name, inputs in (
+        ("rows", [x]),
+        ("columns", [x]),
+        ("guarded", [x]),
+        ("integers", [i32, by]),
+    ):
+        with np.errstate(all="ignore"):
+            wanted = interpret(bodies[name], inputs)
+        for k, (got, want) in enumerate(zip(made.run(name, inputs), wanted, strict=True)):
+            np.testing.assert_array_equal(got, want.reshape(-1), f"{name}, output {k}")
+
+
+def levels(make: Make, *shapes: tuple[int, ...]) -> Nest:
+    return Nest(build(make, *shapes))
+
+
+def test_levels() -> None:
+    nest = levels(lambda b, x: norm(b, softmax(b, x)), (4, 27))
+    assert nest.depth == 4, "maximum, sum, mean, variance"
+    assert [len(nest.reductions(k)) for k in range(1, 5)] == [1, 1, 1, 1]
+    assert levels(_extremes, (4, 27)).depth == 1
+
+
+def test_costly_values_are_kept_between_phases() -> None:
+    """The exponential of a softmax is computed once and read again; cheap values are not kept."""
+    nest = levels(softmax, (4, 27))
+    rows = Rows(nest, {0: 0}, 27)
+    kept = [nest.body.producer(v).op for v in rows.worth_keeping(1)]  # type: ignore[union-attr]
+    assert kept == ["exp"]
+    plain = levels(norm, (4, 27))
+    assert Rows(plain, {0: 0}, 27).worth_keeping(1) == []
+
+
+def test_reductions_over_one_set_of_dimensions_alone() -> None:
+    body = build(lambda b, x: [total(b, x, (0,)), total(b, x, (1,))], (4, 27))
+    with pytest.raises(Unsupported, match=r"one loop nest reduces over \(0,\) and \(1,\)"):
+        build_nest(body)
+
+
+def test_which_dimension_is_innermost_decides() -> None:
+    """Reduced: rows; kept: columns."""
+    assert "row" in build_nest(build(softmax, (4, 27))).script()
+    columns = build_nest(build(lambda b, x: softmax(b, x, 0), (4, 27))).script()
+    assert "tile" in columns
