@@ -37,14 +37,20 @@ class Target:
     """A machine that kernels are compiled for; satisfies `plait.passes.context.Target`.
 
     `composites` maps a composite that may be taken whole to the test of its operand types.
+    `load` gives the templates in the order in which they are tried; it is called when one is
+    needed, since a kernel that is known already needs none, and they import a compiler.
     """
 
     name: str
     channels_last: bool
     approximates: frozenset[str]
     composites: dict[str, Callable[[tuple[TensorType, ...]], bool]]
-    templates: tuple[Template, ...]
+    load: Callable[[], tuple[Template, ...]]
     threads: int = 2
+
+    @property
+    def templates(self) -> tuple[Template, ...]:
+        return self.load()
 
     def takes(self, op: str, types: tuple[TensorType, ...]) -> bool:
         test = self.composites.get(op)

@@ -69,6 +69,6 @@ def cuda_target() -> Target:
         channels_last=False,
         approximates=POLYNOMIAL,
         composites={},
-        templates=(ELEMENTWISE, ROWS),
+        load=lambda: (ELEMENTWISE, ROWS),
         threads=1,
     )

@@ -1,0 +1,173 @@
+"""The bars beside raw speed: compile time, launch overhead, memory, start-up of the command line.
+
+    python -m benchmarks.bars [--models resnet50,bert_base]
+
+Each measurement runs in a process of its own.  Printed beside each bar is what was found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+CALLS: Final = 3000
+
+
+def compile_seconds(name: str) -> dict[str, float]:
+    """Seconds from the captured graph to a linked callable, with whatever the cache holds."""
+    from benchmarks.zoo import ZOO
+    from plait.frontend.export import capture
+    from plait.runtime.compiler import compile_graph
+
+    entry = ZOO[name]()
+    graph = capture(entry.model, entry.example_args, name=name).graph
+    start = time.perf_counter()
+    module = compile_graph(graph)
+    compiled = time.perf_counter()
+    module.load()
+    return {"compile": compiled - start, "total": time.perf_counter() - start}
+
+
+def best(call: Callable[[], object], calls: int = CALLS) -> float:
+    """Seconds of a call: the best of ten averages."""
+    times = []
+    for _ in range(10):
+        start = time.perf_counter()
+        for _ in range(calls // 10):
+            call()
+        times.append((time.perf_counter() - start) / (calls // 10))
+    return min(times)
+
+
+def launch_overhead(_: str) -> dict[str, float]:
+    """Microseconds of a call of the 3x256 MLP above its kernels: artifact, and torch.compile."""
+    import torch
+
+    import plait
+    from benchmarks.zoo import ZOO
+
+    entry = ZOO["mlp"]()
+    (x,) = entry.example_args
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "mlp.plait"
+        plait.compile(entry.model, entry.example_args).save(path)
+        model = plait.load(path)
+        array = x.numpy()
+        whole = best(lambda: model(array))
+        kernels = _kernel_seconds(model, array)
+    fast = torch.compile(entry.model, backend="plait")
+    with torch.no_grad():
+        fast(x)
+        compiled = best(lambda: fast(x))
+    return {
+        "kernels": kernels * 1e6,
+        "artifact": (whole - kernels) * 1e6,
+        "torch.compile": (compiled - kernels) * 1e6,
+    }
+
+
+def _kernel_seconds(model: Any, array: Any) -> float:
+    """Time inside the kernels of one run: a run of all steps less a run of none."""
+    import numpy as np
+
+    outputs = [np.empty(t.shape, t.numpy) for t in model.outputs]
+    arena = model._take_arena()
+    tensors = (array, *outputs, arena[0], model._weights_pointer)
+    model(array)  # sets the threads
+    whole = best(lambda: model._main(*tensors, 0, len(model.plan.steps)))
+    return whole - best(lambda: model._main(*tensors, 0, 0))
+
+
+def memory(name: str) -> dict[str, float]:
+    """Bytes of the planned arena and of eager's peak."""
+    from benchmarks.zoo import ZOO
+    from plait.codegen.tvm.target import cpu_target
+    from plait.frontend.export import capture
+    from plait.passes.context import Context
+    from plait.passes.footprint import eager_peak
+    from plait.passes.pipeline import DEFAULT_PIPELINE, parse_pipeline
+
+    entry = ZOO[name]()
+    graph = capture(entry.model, entry.example_args).graph
+    context = Context(cpu_target())
+    parse_pipeline(DEFAULT_PIPELINE).run(graph, context)
+    assert context.plan is not None
+    return {"arena": context.plan.size, "eager": eager_peak(graph)}
+
+
+MEASURES: Final[dict[str, Callable[[str], dict[str, float]]]] = {
+    "compile": compile_seconds,
+    "overhead": launch_overhead,
+    "memory": memory,
+}
+
+
+def apart(measure: str, name: str, cache: Path | None = None) -> dict[str, float]:
+    """A measurement in a new process, with a kernel cache of its own if one is given."""
+    env = {**os.environ, **({"PLAIT_CACHE_DIR": str(cache)} if cache else {})}
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.bars", "--one", measure, name]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{measure} of {name} failed:\n{done.stderr}")
+    found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def help_seconds() -> float:
+    """The best of five runs of `plait --help`."""
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        subprocess.run([Path(sys.executable).parent / "plait", "--help"], capture_output=True,
+                       check=True)  # fmt: skip
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def report(what: str, found: float, bar: float, unit: str) -> bool:
+    """Print one line; whether the bar holds."""
+    holds = found <= bar
+    print(f"{what:<46} {found:8.2f} {unit:<3} bar {bar:6.2f}  {'ok' if holds else 'MISSED'}")
+    return holds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--models", default="resnet50,bert_base", help="for compile times")
+    parser.add_argument("--memory", default="all", help="zoo names, or all")
+    parser.add_argument("--one", nargs=2, metavar=("MEASURE", "MODEL"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one:
+        print(json.dumps(MEASURES[given.one[0]](given.one[1])))
+        return
+    held = [report("plait --help", help_seconds(), 0.4, "s")]
+    for name in given.models.split(","):
+        with tempfile.TemporaryDirectory() as folder:
+            cold = apart("compile", name, Path(folder))
+            warm = apart("compile", name, Path(folder))
+        held.append(report(f"{name}: compile after export, cold", cold["total"], 15, "s"))
+        held.append(report(f"{name}: compile after export, cached", warm["total"], 1, "s"))
+    cost = apart("overhead", "mlp")
+    print(f"{'mlp: its kernels':<46} {cost['kernels']:8.2f} us")
+    held.append(report("mlp: a call above them, artifact", cost["artifact"], 5, "us"))
+    held.append(report("mlp: a call above them, torch.compile", cost["torch.compile"], 30, "us"))
+    from benchmarks.zoo import ZOO
+
+    for name in ZOO if given.memory == "all" else given.memory.split(","):
+        found = apart("memory", name)
+        megabytes = found["arena"] / 1e6, found["eager"] / 1e6
+        held.append(report(f"{name}: arena, against eager's peak", *megabytes, "MB"))
+    raise SystemExit(0 if all(held) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""TVM's templates, in the order in which they are tried."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from plait.codegen.schedule import Schedule
+from plait.codegen.target import Template
+from plait.codegen.tvm.attention import ATTENTION
+from plait.codegen.tvm.conv import CONV
+from plait.codegen.tvm.generic import build_generic
+from plait.codegen.tvm.loopnest import build_nest
+from plait.codegen.tvm.lstm import LSTM
+from plait.codegen.tvm.narrow import NARROW
+from plait.codegen.tvm.product import GEMM
+from plait.codegen.tvm.window import DEPTHWISE, POOL
+from plait.ir.graph import Graph
+from plait.passes.fuse import ANCHORS
+from plait.passes.select import Selection
+
+
+def _has_anchor(body: Graph) -> bool:
+    return any(n.op in ANCHORS for n in body.nodes)
+
+
+def _choose_generic(body: Graph, constant: tuple[bool, ...], threads: int) -> Selection | None:
+    single = ("dot_general", "conv", "max_pool", "sum_pool", "cumsum")
+    fits = any(n.op in single for n in body.nodes)
+    return Selection("generic") if fits else None
+
+
+def _choose_loops(body: Graph, constant: tuple[bool, ...], threads: int) -> Selection | None:
+    return None if _has_anchor(body) else Selection("loops")
+
+
+def _build_generic(body: Graph, schedule: Schedule) -> Any:
+    return build_generic(body)
+
+
+def _build_loops(body: Graph, schedule: Schedule) -> Any:
+    return build_nest(body)
+
+
+GENERIC = Template("generic", _choose_generic, _build_generic)
+LOOPS = Template("loops", _choose_loops, _build_loops)
+
+TEMPLATES = (ATTENTION, LSTM, GEMM, DEPTHWISE, NARROW, CONV, POOL, GENERIC, LOOPS)
