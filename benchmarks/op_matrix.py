@@ -57,16 +57,7 @@ class Row:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the matrix; exit code 1 when an operator is wrong or brings the compiler down."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--samples", type=int, default=1, help="samples per operator")
-    parser.add_argument("--only", default="", help="regular expression on operator names")
-    parser.add_argument("--executor", default="native", choices=("native", "interpreter"))
-    parser.add_argument("--grad", action="store_true", help="also compare gradients")
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--timeout", type=float, default=60.0, help="seconds per operator")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "op_matrix")
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
-    args = parser.parse_args(argv)
+    args = parser().parse_args(argv)
     if args.worker:
         return serve(args)
     names = [n for n in operator_names() if re.search(args.only, n)]
@@ -75,6 +66,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     counts = Counter(row.status for row in rows)
     print(f"{counts['native']} of {len(rows)} operators native; {dict(counts)}")
     return int(any(counts[s] for s in ("mismatch", "error", "timeout", "crash")))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    options = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    options.add_argument("--samples", type=int, default=1, help="samples per operator")
+    options.add_argument("--only", default="", help="regular expression on operator names")
+    options.add_argument("--executor", default="native", choices=("native", "interpreter"))
+    options.add_argument("--grad", action="store_true", help="also compare gradients")
+    options.add_argument("--workers", type=int, default=2)
+    options.add_argument("--timeout", type=float, default=60.0, help="seconds per operator")
+    options.add_argument("--out", type=Path, default=ROOT / "docs" / "op_matrix")
+    options.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    return options
 
 
 def operator_names() -> list[str]:
