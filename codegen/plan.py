@@ -169,10 +169,11 @@ def pack_weights(
     Raises `PlanError` for an array that does not have the dtype and shape of its spec.
     """
     blob = aligned_empty(max((w.byte_offset + w.nbytes for w in specs), default=0))
-    blob[:] = 0
-    for spec in specs:
-        raw = weight_bytes(spec, arrays[spec.name])
-        blob[spec.byte_offset : spec.byte_offset + spec.nbytes] = raw
+    end = 0
+    for spec in sorted(specs, key=lambda w: w.byte_offset):
+        blob[end : spec.byte_offset] = 0
+        end = spec.byte_offset + spec.nbytes
+        blob[spec.byte_offset : end] = weight_bytes(spec, arrays[spec.name])
     return blob
 
 
