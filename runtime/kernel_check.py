@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,9 +35,9 @@ def physical(array: Any, type: TensorType) -> Any:
 
 
 def logical(flat: Any, type: TensorType) -> Any:
-    """The inverse of `physical`."""
+    """The inverse of `physical`; an empty tensor may come with an element of padding."""
     shape = type.static("kernel check")
-    wide = flat.reshape([shape[d] for d in type.order])
+    wide = flat[: math.prod(shape)].reshape([shape[d] for d in type.order])
     return np.transpose(wide, np.argsort(type.order)) if type.rank else wide
 
 
@@ -79,7 +80,7 @@ def _run_alone(
 
     ins = tuple(spec(f"x{i}", a.dtype.name, a.size) for i, a in enumerate(arrays))
     outs = tuple(
-        spec(f"y{i}", ty.dtype.name, int(np.prod(ty.static("kernel check"), dtype=np.int64)))
+        spec(f"y{i}", ty.dtype.name, math.prod(ty.static("kernel check")))
         for i, ty in enumerate(types)
     )
     args = [PointerArg("input", i) for i in range(len(ins))]

@@ -76,6 +76,8 @@ class Nest:
         """Whether a value varies along a reduced dimension."""
         shape = self.body.types[v].shape
         lead = len(self.space.shape) - len(shape)
+        if lead and self._drops(v):
+            return False
         varies = any(lead <= a and shape[a - lead] != 1 for a in self.space.axes)
         return varies or not self.space.axes
 

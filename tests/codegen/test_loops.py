@@ -78,6 +78,12 @@ def _dropped(b: Builder, x: Value) -> list[Value]:
     return [s, s * 2.0 + 1.0]
 
 
+def _sliced_sum(b: Builder, x: Value) -> Value:
+    """A body that is not collapsed: its result lacks a dimension of the space."""
+    part = b.emit("slice", x, start=(0, 1), step=(1, 2), size=(4, 9))
+    return total(b, b.emit("exp", part), keep=False) * 0.5
+
+
 def _slices(b: Builder, x: Value, y: Value) -> Value:
     part = b.emit("slice", x, start=(1, 2), step=(1, 2), size=(3, 9))
     return part * y + b.emit("iota", shape=(3, 9), axis=1, dtype=t.f32)
@@ -123,6 +129,7 @@ def _row_cases() -> Iterator[Case]:
     yield Case("rows kinds", _extremes, ((5, 45),))
     yield Case("rows early output", _residual_norm, ((6, 41), (6, 41), (41,)))
     yield Case("rows dropped", _dropped, ((4, 2, 19),))
+    yield Case("rows dropped after a slice", _sliced_sum, ((4, 19),))
     yield Case("rows over two", lambda b, x: norm(b, x, (-2, -1)), ((3, 5, 11),))
     yield Case("rows over all", lambda b, x: total(b, x, (0, 1, 2), False), ((3, 5, 11),))
     yield Case("rows over outer and inner", lambda b, x: norm(b, x, (0, 2)), ((3, 5, 11),))
@@ -289,6 +296,11 @@ def test_costly_values_are_kept_between_phases() -> None:
     assert kept == ["exp"]
     plain = levels(norm, (4, 27))
     assert Rows(plain, {0: 0}, 27).worth_keeping(1) == []
+
+
+def test_numbers_of_a_row_are_stored_once() -> None:
+    nest = levels(_sliced_sum, (4, 19))
+    assert [nest.is_full(v) for v in nest.body.outputs] == [False]
 
 
 def test_reductions_over_one_set_of_dimensions_alone() -> None:
