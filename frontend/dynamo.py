@@ -19,8 +19,10 @@ from typing import Any
 import torch
 from torch import SymInt, Tensor, fx
 from torch._dynamo.backends.common import aot_autograd
+from torch._functorch._aot_autograd.schemas import OutputType
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch._guards import TracingContext
+from torch._subclasses.functional_tensor import FunctionalTensor
 
 from plait.frontend import decompositions, native
 from plait.frontend import options as backend_options
@@ -57,23 +59,37 @@ def plait(
     grads = torch.is_grad_enabled() and any(
         isinstance(x, Tensor) and x.requires_grad for x in example_inputs
     )
+    direct: list[CompiledGraph] = []
     backend = aot_autograd(
         fw_compiler=partial(_compile, settings, "forward"),
         bw_compiler=partial(_compile, settings, "backward"),
-        inference_compiler=partial(_compile, settings, "inference"),
+        inference_compiler=partial(_compile, settings, "inference", plain=direct),
         decompositions=decompositions.table(),
         partition_fn=min_cut_rematerialization_partition,
     )
     with nullcontext() if grads else decompositions.keep_whole():
         compiled: Callable[..., Any] = backend(gm, example_inputs)
+    if len(direct) == 1 and not grads:
+        (graph,) = direct
+        # AOTAutograd's wrapper would add to every call, and has nothing to do for this graph.
+        return lambda *args: graph(args)
     return compiled
 
 
 def _compile(
-    settings: Options, role: str, module: fx.GraphModule, _: Sequence[Any]
+    settings: Options,
+    role: str,
+    module: fx.GraphModule,
+    _: Sequence[Any],
+    plain: list[CompiledGraph] | None = None,
 ) -> Callable[[list[Any]], Any]:
-    """What AOTAutograd calls with each graph: `role` is inference, forward or backward."""
+    """What AOTAutograd calls with each graph: `role` is inference, forward or backward.
+
+    A graph that takes and gives exactly what Dynamo's does is added to `plain`.
+    """
     graph = CompiledGraph(module, settings, role, _static_inputs(module, settings, role))
+    if plain is not None and _needs_no_wrapper(module):
+        plain.append(graph)
     _recent.append(weakref.ref(graph))
     del _recent[:-_KEPT]
 
@@ -84,6 +100,25 @@ def _compile(
 
     run._boxed_call = True  # type: ignore[attr-defined]
     return run
+
+
+def _needs_no_wrapper(module: fx.GraphModule) -> bool:
+    """Whether a functional graph does all of the original's work: no mutation, no alias."""
+    context = TracingContext.try_get()
+    meta = context.fw_metadata if context is not None else None
+    if meta is None or meta.num_intermediate_bases or meta.tokens:
+        return False
+    if meta.grad_enabled_mutation is not None:
+        return False
+    placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
+    (output,) = (n for n in module.graph.nodes if n.op == "output")
+    return (
+        len(placeholders) == len(meta.input_info)
+        and not any(i.mutates_data or i.mutates_metadata for i in meta.input_info)
+        and len(output.args[0]) == len(meta.output_info)
+        and all(o.output_type == OutputType.non_alias for o in meta.output_info)
+        and all(o.raw_type in (Tensor, FunctionalTensor) for o in meta.output_info)
+    )
 
 
 def _static_inputs(module: fx.GraphModule, settings: Options, role: str) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 aten = torch.ops.aten
@@ -156,7 +157,7 @@ def _convolution(
     ):
         reach = step * (size - 1)
         pads += [reach - pad, reach - pad + extra]
-    x = torch.nn.functional.pad(x, pads)
+    x = F.pad(x, pads)
     ones, zeros = [1] * len(kernel), [0] * len(kernel)
     return aten.convolution.default(x, turned, bias, ones, zeros, dilation, False, zeros, groups)
 
@@ -166,7 +167,56 @@ def _spread(x: Tensor, dim: int, step: int) -> Tensor:
     if step == 1:
         return x
     size = x.shape[dim]
-    pairs = torch.nn.functional.pad(
-        x.unsqueeze(dim + 1), [0, 0] * (x.dim() - 1 - dim) + [0, step - 1]
-    )
+    pairs = F.pad(x.unsqueeze(dim + 1), [0, 0] * (x.dim() - 1 - dim) + [0, step - 1])
     return pairs.flatten(dim, dim + 1).narrow(dim, 0, (size - 1) * step + 1)
+
+
+@_rule(aten._transformer_encoder_layer_fwd.default)
+def _encoder_layer(
+    x: Tensor,
+    width: int,
+    heads: int,
+    qkv_weight: Tensor,
+    qkv_bias: Tensor,
+    project_weight: Tensor,
+    project_bias: Tensor,
+    use_gelu: bool,
+    norm_first: bool,
+    eps: float,
+    norm1_weight: Tensor,
+    norm1_bias: Tensor,
+    norm2_weight: Tensor,
+    norm2_bias: Tensor,
+    up_weight: Tensor,
+    up_bias: Tensor,
+    down_weight: Tensor,
+    down_bias: Tensor,
+    mask: Tensor | None = None,
+    mask_type: int | None = None,
+) -> Any:
+    """The fused operator that `nn.TransformerEncoderLayer` calls in inference, x[N, L, width]."""
+    if mask is not None:
+        return NotImplemented
+    batch, length, _ = x.shape
+
+    def attend(y: Tensor) -> Tensor:
+        parts = F.linear(y, qkv_weight, qkv_bias).view(batch, length, 3, heads, width // heads)
+        q, k, v = (part.transpose(1, 2) for part in parts.unbind(2))
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return F.linear(mixed.reshape(batch, length, width), project_weight, project_bias)
+
+    def feed(y: Tensor) -> Tensor:
+        wide = F.linear(y, up_weight, up_bias)
+        return F.linear(F.gelu(wide) if use_gelu else F.relu(wide), down_weight, down_bias)
+
+    def norm1(y: Tensor) -> Tensor:
+        return F.layer_norm(y, (width,), norm1_weight, norm1_bias, eps)
+
+    def norm2(y: Tensor) -> Tensor:
+        return F.layer_norm(y, (width,), norm2_weight, norm2_bias, eps)
+
+    if norm_first:
+        x = x + attend(norm1(x))
+        return x + feed(norm2(x))
+    x = norm1(x + attend(x))
+    return norm2(x + feed(x))

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import weakref
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -56,15 +54,15 @@ class Watch:
                 return False
             if mark.version is not None and mark.version != tensor._version:
                 return False
-        return all(map(np.array_equal, self._saved, self._read()))
+        return self._saved == self._read()
 
-    def _read(self) -> list[_Array]:
-        return [np.concatenate(views) for views in self._views]
+    def _read(self) -> list[bytes]:
+        return [view.tobytes() for view in self._views]
 
 
-def _samples(tensors: Sequence[Tensor]) -> list[list[_Array]]:
-    """Views of some elements of every tensor as integers, grouped by the size of an element."""
-    groups: dict[int, list[_Array]] = defaultdict(list)
+def _samples(tensors: Sequence[Tensor]) -> list[_Array]:
+    """Views of some elements of every tensor as integers."""
+    found: list[_Array] = []
     for tensor in tensors:
         real = torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
         if not real.numel():
@@ -72,5 +70,5 @@ def _samples(tensors: Sequence[Tensor]) -> list[list[_Array]]:
         size = real.element_size()
         length = real.untyped_storage().nbytes() // size - real.storage_offset()
         flat = real.as_strided((length,), (1,)).view(_BITS[size])
-        groups[size].append(flat[:: max(1, (length - 1) // (_SAMPLES - 1))].numpy())
-    return list(groups.values())
+        found.append(flat[:: max(1, (length - 1) // (_SAMPLES - 1))].numpy())
+    return found

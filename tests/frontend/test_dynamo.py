@@ -286,6 +286,19 @@ def test_gradients() -> None:
         torch.testing.assert_close(leaf.grad, want, rtol=1e-4, atol=1e-5)
 
 
+def test_gradients_of_an_lstm() -> None:
+    def gradients(wrap: Callable[[nn.Module], Callable[..., Any]]) -> list[Tensor]:
+        torch.manual_seed(4)
+        model, x = nn.LSTM(3, 5, 2), torch.randn(4, 2, 3, requires_grad=True)
+        output, (hidden, _) = wrap(model)(x)
+        return list(
+            torch.autograd.grad(output.sum() + hidden.pow(2).sum(), [x, *model.parameters()])
+        )
+
+    with torch._dynamo.config.patch(allow_rnn=True):
+        torch.testing.assert_close(gradients(compiled), gradients(lambda m: m))
+
+
 def test_training_step_with_an_optimizer() -> None:
     def train(wrap: Callable[[nn.Module], Callable[..., Any]]) -> list[float]:
         torch.manual_seed(2)

@@ -89,6 +89,17 @@ def test_round_to_decimals(decimals: int) -> None:
     lowered(lambda x: torch.round(x, decimals=decimals), randn(9) * 50)
 
 
+@pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_transformer_encoder_layer(norm_first: bool, activation: str) -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.TransformerEncoderLayer(
+        16, 4, 32, norm_first=norm_first, activation=activation, batch_first=True
+    ).eval()
+    with torch.no_grad():
+        lowered(layer, randn(2, 5, 16))
+
+
 def test_new_memory_is_zero() -> None:
     lowered(lambda x: torch.empty_like(x).zero_() + x.new_empty(3, 4).fill_(2), randn(3, 4))
 
