@@ -48,7 +48,8 @@ def attention_cases() -> Iterator[Case]:
         inputs = [torch.randn(s) for s in shapes]
 
         def reference(inputs: list[torch.Tensor] = inputs) -> object:
-            return torch.nn.functional.scaled_dot_product_attention(*inputs)
+            q, k, v = inputs
+            return torch.nn.functional.scaled_dot_product_attention(q, k, v)
 
         work = 4.0 * batch * heads * rows * keys * depth
         name = f"attention {batch}x{heads}x{rows}x{depth}, {keys} keys"
@@ -60,7 +61,7 @@ def lstm_cases() -> Iterator[Case]:
     for steps, batch, units in LSTM:
         b = Builder("lstm")
         module = torch.nn.LSTM(8, units)
-        w = module.weight_hh_l0.detach().numpy()
+        w = dict(module.named_parameters())["weight_hh_l0"].detach().numpy()
         shapes = [(steps, batch, 4 * units), (batch, units), (batch, units)]
         operands = [b.input(TensorType(t.f32, s)) for s in shapes]
         graph = b.finish(b.emit_all("lstm", [*operands, b.constant(w, "w")], {"reverse": False}))

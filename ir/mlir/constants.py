@@ -1,5 +1,8 @@
 """MLIR types, literals, constant tensors and sizes."""
 
+# The bindings' compiled half has no stubs that a checker could follow.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -5,6 +5,9 @@ all other loads (gathers, padding, reshapes) are `tensor.extract` on computed in
 reduction at the root gives reduction iterators, one further inside a loop nest of `scf.for`.
 """
 
+# The bindings' compiled half has no stubs that a checker could follow.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 from collections import ChainMap

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from plait.codegen.tvm import attention
+from plait.codegen.tvm.target import cpu_target
 from plait.ir import types as t
 from plait.ir.builder import Builder, Value
 from plait.ir.graph import Graph
@@ -153,6 +153,6 @@ def test_what_is_taken() -> None:
     f32 = TensorType(t.f32, (1, 2, 3, 4))
     f64 = TensorType(t.f64, (1, 2, 3, 4))
     empty = TensorType(t.f32, (1, 2, 0, 4))
-    assert attention.takes((f32, f32, f32))
-    assert not attention.takes((f64, f64, f64))
-    assert not attention.takes((f32, empty, empty))
+    assert cpu_target().takes("attention", (f32, f32, f32))
+    assert not cpu_target().takes("attention", (f64, f64, f64))
+    assert not cpu_target().takes("attention", (f32, empty, empty))

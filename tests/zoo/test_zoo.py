@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import plait
 from benchmarks.zoo import ZOO, ZooEntry
@@ -33,7 +33,7 @@ def flat(result: Any) -> Iterator[Tensor]:
             yield from flat(item)
 
 
-def outputs(model: nn.Module, args: tuple[Any, ...]) -> list[Any]:
+def outputs(model: Callable[..., Any], args: tuple[Any, ...]) -> list[Any]:
     with torch.no_grad():
         return [t.numpy() for t in flat(model(*args))]
 
