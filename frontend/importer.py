@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from plait.frontend import folding
 from plait.frontend.aten import Arguments
-from plait.frontend.tensors import Sizes, blob_of, dim_of, dtype_of, to_torch, type_of
+from plait.frontend.tensors import Sizes, blob_of, dtype_of, number_of, to_torch, type_of
 from plait.ir import op as ops
 from plait.ir import types
 from plait.ir.builder import Builder, Capture, Value
@@ -138,7 +138,7 @@ def _declare_inputs(state: _State, placeholders: Sequence[fx.Node]) -> None:
             physical = TensorType(ty.dtype, tuple(ty.shape[d] for d in order))
             passed.append((node, state.b.input(physical, input_name(node))))
         else:
-            state.env[node] = _number(value, state.sizes)
+            state.env[node] = number_of(value, state.sizes)
     for node, value in passed:
         order = state.orders.get(node.name, tuple(range(value.rank)))
         state.env[node] = state.b.transpose(value, [order.index(d) for d in range(value.rank)])
@@ -150,14 +150,6 @@ def _declare_inputs(state: _State, placeholders: Sequence[fx.Node]) -> None:
 def input_name(node: fx.Node) -> str:
     """A placeholder's name: what the user called it where that is known."""
     return str(node.target)
-
-
-def _number(value: Any, sizes: Sizes | None) -> Any:
-    if isinstance(value, SymInt):
-        return dim_of(value, sizes)
-    if isinstance(value, SymFloat | SymBool):
-        raise Unsupported(f"a symbolic {type(value).__name__} is not supported")
-    return value
 
 
 def _attribute(state: _State, node: fx.Node) -> Any:
@@ -179,7 +171,7 @@ def _call(state: _State, node: fx.Node) -> Any:
         return None
     value = node.meta.get("val")
     if target.startswith("aten.sym_") or isinstance(value, SymInt | SymFloat | SymBool | int):
-        return _number(value, state.sizes)
+        return number_of(value, state.sizes)
     results = _results(value, state.sizes)
     if not results:
         raise Unsupported(f"operator {target} returns no tensor")
@@ -204,8 +196,8 @@ def _require_plain_memory(target: str, operand: Any) -> None:
 def _call_python(state: _State, node: fx.Node) -> Any:
     """Arithmetic on sizes; other callables (control flow, triton wrappers) are not supported."""
     value = node.meta.get("val")
-    if isinstance(value, SymInt | int | float | bool):
-        return _number(value, state.sizes)
+    if isinstance(value, SymInt | SymFloat | SymBool | int | float | bool):
+        return number_of(value, state.sizes)
     name = getattr(node.target, "__name__", str(node.target))
     raise Unsupported(f"the graph calls {name}, which is not an ATen operator")
 
@@ -278,9 +270,7 @@ def _argument(state: _State, value: Any) -> Any:
         return [_argument(state, item) for item in value]
     if isinstance(value, torch.dtype):
         return dtype_of(value)
-    if isinstance(value, SymInt):
-        return dim_of(value, state.sizes)
-    return value
+    return number_of(value, state.sizes)
 
 
 def _fall_back(
@@ -329,7 +319,7 @@ def _structured(value: Any, take: Callable[[], Value], sizes: Sizes | None) -> A
         return take()
     if isinstance(value, list | tuple):
         return tuple(_structured(item, take, sizes) for item in value)
-    return _number(value, sizes)
+    return number_of(value, sizes)
 
 
 def _finish(state: _State, node: fx.Node, orders: Mapping[int, tuple[int, ...]]) -> Imported:

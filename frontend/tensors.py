@@ -10,7 +10,7 @@ import numpy as np
 import sympy  # type: ignore[import-untyped]
 import torch
 from numpy.typing import NDArray
-from torch import SymInt, Tensor
+from torch import SymBool, SymFloat, SymInt, Tensor
 from torch.utils._sympy.functions import CleanDiv, FloorDiv
 
 from plait.ir import dims, types
@@ -50,6 +50,17 @@ def dim_of(size: int | SymInt, sizes: Sizes | None = None) -> Dim:
         return int(size)
     symbolic: Any = size
     return _Symbols(symbolic.node.shape_env, sizes).dim(symbolic.node.expr)
+
+
+def number_of(value: Any, sizes: Sizes | None = None) -> Any:
+    """A number, maybe symbolic: integers become dimensions, others must have a value."""
+    if isinstance(value, SymInt):
+        return dim_of(value, sizes)
+    if isinstance(value, SymFloat):
+        return float(_Symbols(value.node.shape_env, sizes).constant(value.node.expr))
+    if isinstance(value, SymBool):
+        return bool(_Symbols(value.node.shape_env, sizes).constant(value.node.expr))
+    return value
 
 
 class _Symbols:
@@ -92,12 +103,16 @@ class _Symbols:
             high = int(bounds.upper)
         return dims.symbol(expr.name, low, high)
 
-    def value(self, expr: Any) -> Dim:
+    def value(self, expr: sympy.Expr) -> Dim:
         """An expression outside the polynomials: only its value can be had."""
+        return int(self.constant(expr))
+
+    def constant(self, expr: sympy.Expr) -> Any:
+        """The expression with every size replaced by its value."""
         bound = {s: self.symbol(s) for s in expr.free_symbols if isinstance(s, sympy.Symbol)}
         if not all(isinstance(v, int) for v in bound.values()):
-            raise Unsupported(f"size {expr} is not a polynomial of the symbolic sizes")
-        return int(expr.xreplace({s: sympy.Integer(v) for s, v in bound.items()}))
+            raise Unsupported(f"{expr} has no value while sizes are symbolic")
+        return expr.xreplace({s: sympy.Integer(v) for s, v in bound.items()})
 
 
 def row_major(shape: Sequence[int]) -> tuple[int, ...]:

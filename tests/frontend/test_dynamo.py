@@ -186,6 +186,31 @@ def test_other_sizes_make_other_variants() -> None:
     assert len(last().programs) == 2
 
 
+def test_training_on_symbolic_sizes() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.BatchNorm2d(4), nn.MaxPool2d(2))
+    f = torch.compile(model, backend="plait", dynamic=True, options={"executor": "interpreter"})
+    for size in ((2, 3, 12, 12), (3, 3, 13, 17)):
+        x = torch.randn(size, requires_grad=True)
+        y = x.detach().clone().requires_grad_()
+        f(x).square().sum().backward()
+        model(y).square().sum().backward()
+        torch.testing.assert_close(x.grad, y.grad, rtol=1e-3, atol=1e-4)
+    assert not any(graph.reason_eager for graph in dynamo.recent())
+
+
+def test_sizes_outside_polynomials() -> None:
+    def function(x: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        y = x.view(x.shape[0] // 2, -1)[:, : x.shape[1] * 2 - n]
+        return y.mean(0) + torch.arange(y.shape[1]), x.new_zeros(max(n, 2), min(x.shape[1], 7))
+
+    settings = {"executor": "interpreter"}
+    f = torch.compile(function, backend="plait", dynamic=True, options=settings)
+    for size, n in (((4, 6), 1), ((8, 5), 2), ((6, 9), 3)):
+        x = torch.randn(size)
+        for found, expected in zip(f(x, n), function(x, n), strict=True):
+            same(found, expected)
+
+
 def test_many_sizes_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dynamo, "MOST_SIZES", 2)
     f = compiled(lambda x: torch.relu(x) * 2)
