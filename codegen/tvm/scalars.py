@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from tvm import tirx
+from tvm_ffi import structural_equal
 
 from plait.ir import types as t
 
@@ -75,9 +76,7 @@ def _equal(d: t.DType, a: PrimExpr, b: PrimExpr) -> PrimExpr:
 
 def _unequal(d: t.DType, a: PrimExpr, b: PrimExpr) -> PrimExpr:
     """TVM's inequality is ordered, false on NaN; so the equality is negated as a number."""
-    if d.is_float:
-        return _equal(d, a, b).astype("int32") < const(1, "int32")
-    return tirx.Not(_equal(d, a, b))
+    return _not(_equal(d, a, b)) if d.is_float else tirx.Not(_equal(d, a, b))
 
 
 def _ordered(compare: Callable[[PrimExpr, PrimExpr], PrimExpr]) -> Any:
@@ -160,7 +159,50 @@ _FLOORMOD, _TRUNCMOD = _remainder(tirx.floormod), _remainder(tirx.truncmod)
 
 
 def _floordiv(d: t.DType, a: PrimExpr, b: PrimExpr) -> PrimExpr:
-    return tirx.floor(tirx.div(a, b)) if d.is_float else _FLOORDIV(a, b)
+    """Of floats the quotient that goes with `mod`: 1 // 0.1 is 9, though 1 / 0.1 rounds to 10."""
+    if not d.is_float:
+        return _FLOORDIV(a, b)
+    zero, one = const(0, dtype_of(a)), const(1, dtype_of(a))
+    rest = _FMOD(d, a, b)
+    exact = tirx.div(_sub(d, a, rest), b)
+    exact = tirx.Select(_signs_differ(rest, b), exact - one, exact)
+    low = tirx.floor(exact)
+    nearest = tirx.Select(_sub(d, exact, low) > const(0.5, dtype_of(a)), low + one, low)
+    return tirx.Select(tirx.EQ(b, zero), _div(d, a, b), nearest)
+
+
+def _sub(d: t.DType, a: PrimExpr, b: PrimExpr) -> PrimExpr:
+    """TVM takes x - x for 0 and (x + y) - y for x, also of floats, NaN or rounded: add -b there."""
+    alike = any(structural_equal(x, b) for x in _terms(a))
+    alike = alike or any(structural_equal(x, a) for x in _terms(b))
+    return a + (const(-0.0, dtype_of(b)) - b) if d.is_float and alike else a - b
+
+
+def _terms(x: PrimExpr) -> tuple[PrimExpr, ...]:
+    """An expression, and what it is the sum of."""
+    return (x, x.a, x.b) if isinstance(x, tirx.Add) else (x,)
+
+
+def _mul(d: t.DType, a: PrimExpr, b: PrimExpr) -> PrimExpr:
+    return _hidden_zero(a) * _hidden_zero(b) if d.is_float else a * b
+
+
+def _div(d: t.DType, a: PrimExpr, b: PrimExpr) -> PrimExpr:
+    return tirx.div(_hidden_zero(a) if d.is_float else a, b)
+
+
+def _hidden_zero(x: PrimExpr) -> PrimExpr:
+    """A literal zero as a call: TVM takes 0 * x and 0 / x for 0, also where x is NaN."""
+    if not isinstance(x, tirx.FloatImm) or float(x.value) != 0:
+        return x
+    name = dtype_of(x)
+    sign = const(math.copysign(1, float(x.value)), name)
+    return tirx.call_llvm_pure_intrin(name, "llvm.copysign", const(0, name), sign)
+
+
+def _not(x: PrimExpr) -> PrimExpr:
+    """TVM takes not (a < b) for b <= a, also of NaN: negated as a number."""
+    return x.astype("int32") < const(1, "int32")
 
 
 def _mod(d: t.DType, a: PrimExpr, b: PrimExpr) -> PrimExpr:
@@ -168,10 +210,14 @@ def _mod(d: t.DType, a: PrimExpr, b: PrimExpr) -> PrimExpr:
     if not d.is_float:
         return _FLOORMOD(a, b)
     rest = _FMOD(d, a, b)
-    zero = const(0, dtype_of(a))
+    return tirx.Select(_signs_differ(rest, b), rest + b, rest)
+
+
+def _signs_differ(rest: PrimExpr, b: PrimExpr) -> PrimExpr:
+    """Whether a remainder that is not 0 has another sign than the divisor."""
+    zero = const(0, dtype_of(b))
     signs = (rest < zero).astype("int32"), (b < zero).astype("int32")
-    wrong = tirx.all(tirx.NE(rest, zero), tirx.NE(*signs))
-    return tirx.Select(wrong, rest + b, rest)
+    return tirx.all(tirx.NE(rest, zero), tirx.NE(*signs))
 
 
 def _fma(d: t.DType, a: PrimExpr, b: PrimExpr, c: PrimExpr) -> PrimExpr:
@@ -196,9 +242,9 @@ _FMOD = _extern("fmod")
 
 FUNCTIONS: dict[str, Callable[..., PrimExpr]] = {
     "add": _bool_or(lambda d, a, b: a + b, lambda a, b: tirx.any(a, b)),
-    "sub": lambda d, a, b: a - b,
-    "mul": _bool_or(lambda d, a, b: a * b, lambda a, b: tirx.all(a, b)),
-    "div": lambda d, a, b: tirx.div(a, b),
+    "sub": _sub,
+    "mul": _bool_or(_mul, lambda a, b: tirx.all(a, b)),
+    "div": _div,
     "floordiv": _floordiv,
     "truncdiv": lambda d, a, b: tirx.trunc(tirx.div(a, b)) if d.is_float else _TRUNCDIV(a, b),
     "mod": _mod,
@@ -221,7 +267,7 @@ FUNCTIONS: dict[str, Callable[..., PrimExpr]] = {
         lambda d, a, b: tirx.bitwise_xor(a, b),
         lambda a, b: tirx.NE(a.astype("int32"), b.astype("int32")),
     ),
-    "not": _bool_or(lambda d, x: tirx.bitwise_not(x), lambda x: tirx.Not(x)),
+    "not": _bool_or(lambda d, x: tirx.bitwise_not(x), _not),
     "shl": _shl,
     "shr": _shr,
     "eq": _equal,

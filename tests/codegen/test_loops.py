@@ -53,7 +53,7 @@ def softmax(b: Builder, x: Value, axis: int = -1) -> Value:
 
 
 def norm(b: Builder, x: Value, axes: Sequence[int] = (-1,)) -> Value:
-    n = float(np.prod([x.shape[a] for a in axes]))
+    n = float(np.prod([x.type.static("norm")[a] for a in axes]))
     centred = x - total(b, x, axes) / n
     return centred * b.emit("rsqrt", total(b, centred * centred, axes) / n + 1e-5)
 
@@ -252,25 +252,38 @@ def _integers(b: Builder, x: Value, y: Value) -> list[Value]:
     return [b.emit(name, x, y) for name in names]
 
 
+def _floats(b: Builder, x: Value) -> list[Value]:
+    """What compilers are tempted to simplify, though not for NaN, infinities and rounding."""
+    zero = b.scalar(0, t.f32)
+    names = ("sub", "div", "floordiv", "mod", "lt", "ge")
+    found = [b.emit(name, x, x) for name in names]
+    found += [(x + x) - x, (x + 1e8) - 1e8, x - (x + 1.0), x * 0.0, x * -0.0, zero / x]
+    found += [b.emit("not", b.emit(name, x, zero)) for name in ("lt", "ge", "gt", "eq", "ne")]
+    found += [
+        b.emit("floordiv", x, b.scalar(0.1, t.f32)),
+        b.emit("floordiv", b.scalar(1, t.f32), x),
+    ]
+    return [*found, b.emit("mod", x, b.scalar(-2, t.f32)), b.emit("isinf", x - x)]
+
+
 def test_special_values() -> None:
     """NaN wins every comparison, infinities stay, and integers never trap."""
     i32 = np.array([[7], [-7], [0], [-(2**31)], [2**31 - 1]], np.int32)
     by = np.array([[0, -1, 1, 2, 31, 32, -5, 33, 3]], np.int32)
     x = np.zeros((4, 43), np.float32)
     x[0, 41], x[1, 3], x[2, 7], x[2, 8], x[3, 42] = NAN, NAN, INF, -INF, -0.0
+    floats = np.array([NAN, INF, -INF, 1.5, -0.0, 0, -2, 7, 3], np.float32)
     bodies = {
         "rows": build(_special, (4, 43)),
         "columns": build(lambda b, x: total(b, x, (0,), kind="max"), (4, 43)),
         "guarded": build(_guarded, (4, 43)),
+        "floats": build(_floats, (9,)),
         "integers": build(_integers, of(t.i32, 5, 1), of(t.i32, 1, 9)),
     }
     made = Compiled(bodies)
-    for name, inputs in (
-        ("rows", [x]),
-        ("columns", [x]),
-        ("guarded", [x]),
-        ("integers", [i32, by]),
-    ):
+    given = {"floats": [floats], "integers": [i32, by]}
+    for name in bodies:
+        inputs = given.get(name, [x])
         with np.errstate(all="ignore"):
             wanted = interpret(bodies[name], inputs)
         for k, (got, want) in enumerate(zip(made.run(name, inputs), wanted, strict=True)):
