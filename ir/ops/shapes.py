@@ -57,11 +57,14 @@ def normalize_axis(axis: int, rank: int) -> int:
 
 
 def normalize_axes(axes: Sequence[int] | int | None, rank: int) -> tuple[int, ...]:
-    """Sorted distinct dimension numbers; None or an empty list means all of them."""
+    """Sorted distinct dimension numbers; None or an empty list means all of them.
+
+    Torch lets a scalar be reduced along its dimension 0, which it does not have.
+    """
     if axes is None or (not isinstance(axes, int) and not len(axes)):
         return tuple(range(rank))
     chosen = [axes] if isinstance(axes, int) else list(axes)
-    return tuple(sorted({normalize_axis(a, rank) for a in chosen}))
+    return tuple(sorted({normalize_axis(a, rank) for a in chosen})) if rank else ()
 
 
 def widen(x: Any) -> Any:

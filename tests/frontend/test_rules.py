@@ -78,6 +78,12 @@ def test_largest_with_its_place(name: str) -> None:
     lowered(lambda x: tuple(getattr(torch, name)(x, 1)), x)
 
 
+@pytest.mark.parametrize("name", ["sum", "amax", "mean", "prod", "any", "var"])
+def test_a_scalar_has_one_dimension_to_reduce(name: str) -> None:
+    options: dict[str, Any] = {"correction": 0} if name == "var" else {}
+    lowered(lambda x: getattr(torch, name)(x, dim=0, **options), torch.tensor(2.5))
+
+
 @pytest.mark.parametrize("beta", [0.0, 0.5])
 def test_addbmm(beta: float) -> None:
     x = randn(3, 5) / (0.0 if beta == 0 else 1.0)
