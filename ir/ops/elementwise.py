@@ -150,7 +150,7 @@ for _name, _kinds, _commutes, _torch, _doc in (
     ("sub", "fiu", False, (), "a - b"),
     ("mul", "fiub", True, ("aten.mul.Tensor", "aten.mul.Scalar"), "a * b"),
     ("div", "f", False, ("aten.div.Tensor", "aten.div.Scalar"), "a / b, true division"),
-    ("floordiv", "fi", False, (), "floor(a / b); integer division by zero is undefined"),
+    ("floordiv", "fi", False, (), "a // b as numpy: the floor of the exact quotient; 0 for a // 0 of integers"),
     ("truncdiv", "fi", False, (), "trunc(a / b); integer division by zero is undefined"),
     ("mod", "fi", False, ("aten.remainder.Tensor", "aten.remainder.Scalar"),
      "a - floor(a / b) * b, with the sign of b"),
