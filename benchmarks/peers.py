@@ -35,7 +35,7 @@ def inductor(model: nn.Module, args: tuple[Tensor, ...], threads: int) -> Call:
     torch._dynamo.reset()
     torch.set_num_threads(threads)
     call = _torch_call(torch.compile(model, fullgraph=True), args, threads)
-    with settings.patch(freezing=True):
+    with settings.patch(freezing=True), torch._dynamo.config.patch(allow_rnn=True):
         call()
     return call
 

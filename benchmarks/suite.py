@@ -189,12 +189,19 @@ def run(models: list[str], rounds: int, threads: int) -> dict[str, Any]:
     return {"rounds": rounds, "threads": threads, "host": asdict(host()), "rows": rows}
 
 
+def updated(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """The old results with the rows of the new ones in place of their own."""
+    rows = {row["model"]: row for row in (*old["rows"], *new["rows"])}
+    return {**new, "rows": [rows[name] for name in MODELS if name in rows]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", default=",".join(MODELS), help="comma-separated zoo names")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--threads", type=int, default=knobs.NUM_THREADS.get())
     parser.add_argument("--write-readme", action="store_true")
+    parser.add_argument("--update", action="store_true", help="keep the other models' results")
     parser.add_argument("--one", nargs=2, metavar=("MODEL", "FILE"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
@@ -202,6 +209,8 @@ def main() -> None:
         Path(file).write_text(json.dumps(measure(name, given.rounds, given.threads)))
         return
     results = run(given.models.split(","), given.rounds, given.threads)
+    if given.update and RESULTS.exists():
+        results = updated(json.loads(RESULTS.read_text()), results)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     plot(results, PLOT)
     text = f"![Speed of Plait over its peers](docs/speed.svg)\n\n{table(results)}"
