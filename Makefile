@@ -9,7 +9,7 @@ RUNTIME_STAMP := $(RUNTIME_VENV)/.plait-installed
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check format golden bench clean
+.PHONY: help setup demo test test-all check format golden bench bars clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -59,6 +59,9 @@ golden: $(STAMP)  ## Accept the present output as the golden files; review the d
 
 bench: $(BENCH_STAMP)  ## The speed suite against eager, Inductor and others; fills the table in README.md
 	$(BIN)/python -m benchmarks.suite --write-readme
+
+bars: $(STAMP)  ## Compile times, launch overhead and arenas, each beside its bar
+	$(BIN)/python -W ignore -m benchmarks.bars
 
 clean:  ## Remove build leftovers, keep the virtual environment
 	rm -rf build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

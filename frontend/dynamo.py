@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ from plait.frontend import decompositions, native
 from plait.frontend import options as backend_options
 from plait.frontend.importer import COMPUTED, Fallback, import_graph
 from plait.frontend.options import Options
-from plait.frontend.program import Compile, Program, interpreted
+from plait.frontend.program import Compile, Program, Run, interpreted
 from plait.frontend.tensors import FROM_TORCH, blob_of, dim_of, row_major, stride_order
 from plait.frontend.weights import Watch
 from plait.ir.errors import Unsupported, UnsupportedOp
@@ -152,6 +152,17 @@ class _Variant:
     returned: Mapping[int, _Form]
     watch: Watch | None
 
+    @cached_property
+    def direct(self) -> tuple[Run, tuple[int, ...]] | None:
+        """A segment that does all of the work as it is, and the positions of its arguments."""
+        found = self.program.only_segment
+        plain = all(order is None for _, order in self.orders) and not self.returned
+        if found is None or not plain or not all(is_tensor for is_tensor, _ in self.outputs):
+            return None
+        if [value for _, value in self.outputs] != list(range(len(self.outputs))):
+            return None
+        return found[0], tuple(self.orders[v][0] for v in found[1])
+
 
 class CompiledGraph:
     """One FX graph as a callable on a list of tensors and sizes.
@@ -186,7 +197,7 @@ class CompiledGraph:
             return tuple(self.module(*args))
         sizes = {name: _read_size(args, source) for name, source in self._sizes.items()}
         weights = [args[k] for k in self._static]
-        key = self._key(args, sizes)
+        key = self._key(args, sizes) if sizes else ()
         variant = self._find(key, weights)
         if variant is None:
             with self._lock:
@@ -280,6 +291,11 @@ def _compiler(settings: Options) -> Compile:
 
 
 def _run(variant: _Variant, args: Sequence[Any]) -> tuple[Any, ...]:
+    if variant.direct is not None:
+        run, positions = variant.direct
+        given = [args[k] for k in positions]
+        if all(x.is_contiguous() and not (x.requires_grad or x.is_neg()) for x in given):
+            return tuple(run(given))
     inputs = [args[k] if order is None else args[k].permute(order) for k, order in variant.orders]
     tensors = variant.program(inputs)
     results: list[Any] = []

@@ -50,6 +50,18 @@ class Program:
         ]
         self._repeated = len(set(graph.outputs)) < len(graph.outputs)
 
+    @property
+    def only_segment(self) -> tuple[Run, tuple[int, ...]] | None:
+        """For a program that is one segment: it, and the inputs of the program that it takes.
+
+        Its results are the program's outputs, in order.
+        """
+        if len(self._steps) != 1 or self.host_calls or self._repeated:
+            return None
+        (step,) = self._steps
+        same = step.results == tuple(self.graph.outputs)
+        return (step.run, step.operands) if same else None
+
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Outputs for tensors of the graph's input types; an output never shares an input's memory
         unless it is that input."""

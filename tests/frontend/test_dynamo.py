@@ -203,7 +203,7 @@ def test_sizes_outside_polynomials() -> None:
         y = x.view(x.shape[0] // 2, -1)[:, : x.shape[1] * 2 - n]
         return y.mean(0) + torch.arange(y.shape[1]), x.new_zeros(max(n, 2), min(x.shape[1], 7))
 
-    settings = {"executor": "interpreter"}
+    settings: dict[str, Any] = {"executor": "interpreter"}
     f = torch.compile(function, backend="plait", dynamic=True, options=settings)
     for size, n in (((4, 6), 1), ((8, 5), 2), ((6, 9), 3)):
         x = torch.randn(size)
