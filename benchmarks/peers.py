@@ -76,7 +76,7 @@ def onnxruntime(model: nn.Module, args: tuple[Tensor, ...], threads: int) -> Cal
         session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [i.name for i in session.get_inputs()]
     feeds = {name: x.numpy() for name, x in zip(names, args, strict=True)}
-    return lambda: session.run(None, feeds)
+    return lambda: arrays(session.run(None, feeds))
 
 
 def plait(model: nn.Module, args: tuple[Tensor, ...], threads: int) -> Call:
