@@ -96,7 +96,7 @@ class PassFailure(PlaitError):
 class PassMismatch(PlaitError):
     """`--verify-passes`: a pass changed the meaning of the graph."""
 
-    template = "pass {name!r} changed output {output}: largest difference {error:.3g} ({bar})"
+    template = "pass {name!r} changed output {output}: it {reason}"
     exit_code = 1
 
 

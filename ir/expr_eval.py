@@ -8,7 +8,6 @@ import numpy as np
 
 from plait.ir import dims
 from plait.ir.expr import (
-    FUNCTIONS,
     Apply,
     Axis,
     Compute,
@@ -20,6 +19,7 @@ from plait.ir.expr import (
     Size,
     identity,
 )
+from plait.ir.functions import FUNCTIONS
 
 _REDUCERS = {"sum": np.add, "prod": np.multiply, "max": np.maximum, "min": np.minimum}
 

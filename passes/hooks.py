@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from plait.ir.agreement import compare
 from plait.ir.errors import PassMismatch, VerifyError
 from plait.ir.graph import Graph
 from plait.ir.interp import interpret
@@ -57,12 +58,11 @@ class Dump:
 class ReferenceCheck:
     """Interpret the graph before and after a pass on the same inputs and compare.
 
-    Floats may differ by `tolerance` of the output's largest magnitude; everything else must
-    be equal.  Raises `PassMismatch` naming the pass and the output.
+    Outputs must agree by `plait.ir.agreement`.  Raises `PassMismatch` naming the pass and the
+    output.
     """
 
     inputs: Sequence[Any]
-    tolerance: float = 1e-5
     expected: list[Any] | None = None
 
     def __call__(self, event: Event) -> None:
@@ -72,24 +72,9 @@ class ReferenceCheck:
             self.expected = interpret(event.before, self.inputs)
         found = interpret(event.after, self.inputs)
         for k, (want, got) in enumerate(zip(self.expected, found, strict=True)):
-            error, bar = difference(want, got, self.tolerance)
-            if not error <= bar:
-                raise PassMismatch(name=event.applied.name, output=k, error=error,
-                                   bar=f"bar {bar:.3g}")  # fmt: skip
-
-
-def difference(want: Any, got: Any, tolerance: float) -> tuple[float, float]:
-    """Largest difference and the bar it must not exceed; NaNs must be in the same places."""
-    if want.dtype.kind not in "fc":
-        return float(np.count_nonzero(want != got)), 0.0
-    same = (want == got) | (np.isnan(want) & np.isnan(got))
-    if np.all(same):
-        return 0.0, 0.0
-    with np.errstate(invalid="ignore"):
-        gap = np.where(same, 0, np.abs(want - got))
-    finite = np.abs(want[np.isfinite(want)])
-    bar = tolerance * max(float(finite.max()) if finite.size else 0.0, 1e-30)
-    return (float("inf") if np.isnan(gap).any() else float(gap.max())), bar
+            verdict = compare(got, want)
+            if not verdict.agrees:
+                raise PassMismatch(name=event.applied.name, output=k, reason=verdict.reason)
 
 
 def random_inputs(graph: Graph, seed: int = 0) -> list[Any]:

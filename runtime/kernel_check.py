@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from plait.codegen.plan import Call, ModulePlan, PointerArg, TensorSpec
+from plait.ir.agreement import compare
 from plait.ir.graph import Graph
 from plait.ir.interp import run_node
 from plait.ir.types import TensorType
-from plait.passes.hooks import difference
 from plait.runtime.compiler import Module
 from plait.runtime.executor import CompiledModel
 from plait.runtime.loader import Library
@@ -62,11 +62,11 @@ def check_kernels(module: Module, inputs: Sequence[Any]) -> Iterator[Finding]:
         seen.add(symbol)
         arrays = [physical(values[v], graph.types[v]) for v in node.operands]
         found = _run_alone(symbol, objects[symbol], arrays, node.types, module.target)
-        error = 0.0
-        for got, want, ty in zip(found, results, node.types, strict=True):
-            gap, _ = difference(np.asarray(want), logical(got, ty), 1.0)
-            scale = float(np.abs(want[np.isfinite(want)]).max(initial=0)) if want.size else 0.0
-            error = max(error, gap / max(scale, 1e-30) if want.dtype.kind == "f" else gap)
+        verdicts = [
+            compare(logical(got, ty), np.asarray(want))
+            for got, want, ty in zip(found, results, node.types, strict=True)
+        ]
+        error = max((v.relative for v in verdicts), default=0.0)
         yield Finding(k, symbol, schedules[symbol], error)
 
 

@@ -88,7 +88,7 @@ class Source:
     def code(self, root: Expr, mask: Code | None = None) -> Code:
         """The value of an expression in the lanes of `mask`; elsewhere it may be anything."""
         key = mask.text if mask else ""
-        for node in _order(root, lambda n: (id(n), key) in self._memo):
+        for node in list(e.walk(root, e.eager_children, lambda n: (id(n), key) in self._memo)):
             self._kept.append(node)
             self._memo[id(node), key] = self._settle(node, self._node(node, mask))
         return self._memo[id(root), key]
@@ -225,24 +225,6 @@ def _count_uses(roots: Iterable[Expr]) -> dict[int, int]:
 
 def _loads(expr: Expr) -> bool:
     return any(isinstance(node, e.Load) for node in e.walk(expr))
-
-
-def _order(root: Expr, known: Callable[[Expr], bool]) -> list[Expr]:
-    """Unknown nodes, operands first, without the branches of guards, which have other masks."""
-    seen: set[int] = set()
-    order: list[Expr] = []
-    stack: list[tuple[Expr, bool]] = [(root, False)]
-    while stack:
-        node, expanded = stack.pop()
-        if expanded:
-            order.append(node)
-        elif id(node) not in seen and not known(node):
-            seen.add(id(node))
-            stack.append((node, True))
-            lazy = isinstance(node, e.Apply) and node.fn == "guard"
-            eager = e.children(node)[:1] if lazy else e.children(node)
-            stack.extend((c, False) for c in reversed(eager))
-    return order
 
 
 def tl_dtype(dtype: t.DType) -> str:

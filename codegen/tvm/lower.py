@@ -50,10 +50,10 @@ class _Lowering:
     def scope(self, root: Expr, outer: dict[int, PrimExpr]) -> PrimExpr:
         """Lower one expression; what sits in the lazy branch of a guard has its own scope."""
         memo = dict(outer)
-        order = _eager_order(root, memo)
+        order = list(e.walk(root, e.eager_children, lambda n: id(n) in outer))
         uses: dict[int, int] = {}
         for node in order:
-            for child in _eager_children(node):
+            for child in e.eager_children(node):
                 uses[id(child)] = uses.get(id(child), 0) + 1
         bound: list[tuple[PrimExpr, PrimExpr]] = []
         for node in order:
@@ -130,28 +130,6 @@ class _Lowering:
         if rule is None:
             raise Unsupported(f"the scalar function {node.fn!r} has no code for the CPU")
         return rule(node.args[0].dtype, *args)
-
-
-def _eager_children(node: Expr) -> tuple[Expr, ...]:
-    if isinstance(node, e.Apply) and node.fn == "guard":
-        return node.args[:1]
-    return e.children(node)
-
-
-def _eager_order(root: Expr, known: dict[int, PrimExpr]) -> list[Expr]:
-    """Nodes of the scope, operands first; those known from outside are left out."""
-    seen: set[int] = set(known)
-    order: list[Expr] = []
-    stack: list[tuple[Expr, bool]] = [(root, False)]
-    while stack:
-        node, expanded = stack.pop()
-        if expanded:
-            order.append(node)
-        elif id(node) not in seen:
-            seen.add(id(node))
-            stack.append((node, True))
-            stack.extend((c, False) for c in reversed(_eager_children(node)))
-    return order
 
 
 def _literal(node: e.Lit) -> PrimExpr:

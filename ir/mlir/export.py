@@ -13,7 +13,7 @@ from torch_mlir.dialects import func
 
 from plait.ir import op as ops
 from plait.ir.errors import VerifyError
-from plait.ir.expr import FUNCTIONS
+from plait.ir.functions import FUNCTIONS
 from plait.ir.graph import Blob, Graph, Node
 from plait.ir.mlir.constants import Sizes, dense, is_large, large_constants, tensor_type
 from plait.ir.mlir.expand import expand

@@ -15,7 +15,8 @@ from plait.ir import approx
 from plait.ir import expr as e
 from plait.ir import types as t
 from plait.ir.builder import Capture, Value, rank_order
-from plait.ir.expr import FUNCTIONS, Compute, Expr
+from plait.ir.expr import Compute, Expr
+from plait.ir.functions import FUNCTIONS
 from plait.ir.op import REQUIRED, Call, captures, register
 from plait.ir.op import Op as OpRecord
 from plait.ir.ops.shapes import broadcast, broadcast_load

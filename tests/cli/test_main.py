@@ -29,7 +29,7 @@ def run_failing(monkeypatch: pytest.MonkeyPatch, error: BaseException, *flags: s
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (errors.PassMismatch(name="fuse", output=0, error=0.5, bar="1e-4"), 1),
+        (errors.PassMismatch(name="fuse", output=0, reason="differs"), 1),
         (errors.UnknownName("option", "fuze", ["fuse"]), 2),
         (errors.UnsupportedOp("aten.nonzero.default"), 3),
         (errors.CompileFailure(kernel="k_1", message="no registers"), 4),

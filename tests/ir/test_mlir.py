@@ -29,6 +29,7 @@ from plait.ir.errors import (
     VerifyError,
 )
 from plait.ir.expr import Compute
+from plait.ir.functions import FUNCTIONS
 from plait.ir.graph import Graph
 from plait.ir.interp import interpret
 from plait.ir.types import TensorType, from_numpy
@@ -229,7 +230,7 @@ def test_predicates(name: str) -> None:
         return Compute((axis,), e.apply(name, x, dtype=t.bool_))
 
     record = ops.Op("probe", ("x",), lambda c: c.types[0].with_dtype(t.bool_),
-                    lambda c, x: e.FUNCTIONS[name](x), compute)  # fmt: skip
+                    lambda c, x: FUNCTIONS[name](x), compute)  # fmt: skip
     with temporary(record) as probe:
         check(build(_one(probe), f32(len(SPECIAL))), np.array(SPECIAL, np.float32))
 

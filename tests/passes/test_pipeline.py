@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from plait.ir.errors import ParseError, PassFailure, PassMismatch, UnknownName, VerifyError
@@ -14,7 +13,7 @@ from plait.ir.graph import Graph
 from plait.passes.canonicalize import Canonicalize
 from plait.passes.context import Context
 from plait.passes.fuse import Fuse
-from plait.passes.hooks import Dump, ReferenceCheck, Timing, difference, random_inputs, verify_each
+from plait.passes.hooks import Dump, ReferenceCheck, Timing, random_inputs, verify_each
 from plait.passes.pipeline import (
     DEFAULT_PIPELINE,
     PASSES,
@@ -174,28 +173,8 @@ def test_verify_each() -> None:
 def test_reference_check_names_the_pass() -> None:
     inputs = random_inputs(GRAPH)
     run("layout,fuse,canonicalize", ReferenceCheck(inputs))
-    with pytest.raises(PassMismatch, match="pass 'break' changed output 0: largest difference 2"):
+    with pytest.raises(PassMismatch, match="pass 'break' changed output 0: it differs by"):
         run("layout,fuse,break{how=meaning}", ReferenceCheck(inputs))
-
-
-@pytest.mark.parametrize(
-    ("want", "got", "fits"),
-    [
-        ([1.0, np.nan, np.inf], [1.0, np.nan, np.inf], True),
-        ([1.0, 2.0], [1.0 + 1e-6, 2.0], True),
-        ([1.0, 2.0], [1.1, 2.0], False),
-        ([1.0, np.nan], [1.0, 2.0], False),
-        ([1.0, 2.0], [1.0, np.nan], False),
-        ([1.0, np.inf], [1.0, -np.inf], False),
-        ([0.0], [1e-3], False),
-        ([1, 2], [1, 2], True),
-        ([1, 2], [1, 3], False),
-        ([], [], True),
-    ],
-)
-def test_difference(want: list[float], got: list[float], fits: bool) -> None:
-    error, bar = difference(np.asarray(want), np.asarray(got), 1e-5)
-    assert (error <= bar) == fits
 
 
 def test_pipelines_are_values() -> None:
