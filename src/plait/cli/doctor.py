@@ -36,8 +36,6 @@ PACKAGES: list[tuple[str, str, str]] = [
     ("torch", "compile", "2.13."),
     ("torch-mlir", "compile", "20261001"),
     ("triton", "compile", "3.9."),
-    ("ortools", "compile", "9.15."),
-    ("networkx", "compile", ""),
 ]
 
 
@@ -92,6 +90,8 @@ def _cpu() -> Iterator[Check]:
 
 def _cache() -> Iterator[Check]:
     """The cache folder, or the nearest parent that exists, must be writable."""
+    from plait.runtime.cache import KernelCache
+
     folder = knobs.CACHE_DIR.get()
     nearest = next(path for path in (folder, *folder.parents) if path.exists())
     if not nearest.is_dir():
@@ -99,15 +99,11 @@ def _cache() -> Iterator[Check]:
         return
     free = shutil.disk_usage(nearest).free
     writable = os.access(nearest, os.W_OK)
-    detail = f"{folder}, {output.format_bytes(_folder_size(folder))} used, "
+    detail = f"{folder}, {output.format_bytes(KernelCache().nbytes())} used, "
     detail += f"{output.format_bytes(free)} free"
     if not writable:
         detail += f"; {nearest} is not writable, so every compile starts anew"
     yield Check("cache", OK if writable and free > 1 << 28 else WARN, detail)
-
-
-def _folder_size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _gpu() -> Iterator[Check]:
