@@ -1,16 +1,17 @@
 """The model zoo: named factories of float32 models with their example inputs.
 
-``ZOO["resnet18"]()`` builds a ``ZooEntry``: a module in eval mode that takes and returns plain
-tensors, and the arguments to call it with. Nothing is fetched: real weights come from installed
-packages, all others are drawn from a fixed seed. Random networks get jittered affine parameters
-and batch-norm statistics measured on their own inputs, so that activations stay near one and no
-denormal number slows a peer down.
+``ZOO["resnet18"]()``, or ``benchmarks.zoo:resnet18`` on the command line, builds a ``ZooEntry``: a
+module in eval mode that takes and returns plain tensors, and the arguments to call it with.
+Nothing is fetched: real weights come from installed packages, all others are drawn from a fixed
+seed. Random networks get jittered affine parameters and batch-norm statistics measured on their own
+inputs, so that activations stay near one and no denormal number slows a peer down.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import wraps
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
@@ -202,7 +203,8 @@ def package_folder(package: str) -> Path:
     """
     spec = find_spec(package)
     if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(f"the model needs package {package!r}, which is not installed")
+        reason = f"the model needs package {package!r}, which is not installed"
+        raise ModuleNotFoundError(reason, name=package)
     return Path(spec.origin).parent
 
 
@@ -262,11 +264,25 @@ TEXT: Final = (
 )
 
 
+def seeded(factory: Callable[..., ZooEntry], *args: Any) -> Callable[[], ZooEntry]:
+    """Return a factory that draws from ``SEED`` and leaves the global generator untouched."""
+
+    @wraps(factory)
+    def build() -> ZooEntry:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(SEED)
+            return factory(*args)
+
+    return build
+
+
+@seeded
 def minilm() -> ZooEntry:
     """all-MiniLM-L6-v2 with its weights: one sentence of 32 tokens."""
     return ZooEntry(_minilm_model(), tokens(TEXT, 32), "real")
 
 
+@seeded
 def minilm_batch() -> ZooEntry:
     """all-MiniLM-L6-v2 with its weights: four sentences of unequal length, padded to 32."""
     sentences = [f"{s.strip()}." for s in TEXT.replace(";", ".").split(".") if s.strip()]
@@ -294,6 +310,10 @@ def crepe(size: Literal["tiny", "full"]) -> ZooEntry:
     return ZooEntry(model.eval(), (frames.contiguous(),), "real")
 
 
+crepe_tiny = seeded(crepe, "tiny")
+crepe_full = seeded(crepe, "full")
+
+
 def mtcnn(name: str) -> ZooEntry:
     """A network of the MTCNN face detector with facenet-pytorch's weights."""
     spec = FACE_SPECS[name]
@@ -302,6 +322,11 @@ def mtcnn(name: str) -> ZooEntry:
     model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     batch = 1 if spec.dense is None else 4
     return ZooEntry(model.eval(), (image(batch, 3, *spec.image).clamp(-1, 1),), "real")
+
+
+mtcnn_pnet = seeded(mtcnn, "pnet")
+mtcnn_rnet = seeded(mtcnn, "rnet")
+mtcnn_onet = seeded(mtcnn, "onet")
 
 
 def random_entry(model: nn.Module, example_args: tuple[Tensor, ...]) -> ZooEntry:
@@ -321,6 +346,11 @@ def resnet(layer_type: str, depths: tuple[int, ...], sizes: tuple[int, ...]) -> 
     return random_entry(model, (image(1, 3, 224, 224),))
 
 
+resnet18 = seeded(resnet, "basic", (2, 2, 2, 2), (64, 128, 256, 512))
+resnet50 = seeded(resnet, "bottleneck", (3, 4, 6, 3), (256, 512, 1024, 2048))
+
+
+@seeded
 def mobilenet_v2() -> ZooEntry:
     """MobileNetV2 1.0 (Sandler et al. 2018) at 224x224, symmetric padding."""
     from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
@@ -331,6 +361,7 @@ def mobilenet_v2() -> ZooEntry:
     return random_entry(model, (image(1, 3, 224, 224),))
 
 
+@seeded
 def vit_s() -> ZooEntry:
     """ViT-S/16 (384 wide, 12 layers, 6 heads) at 224x224."""
     from transformers import ViTConfig, ViTForImageClassification
@@ -341,6 +372,7 @@ def vit_s() -> ZooEntry:
     return random_entry(model, (image(1, 3, 224, 224),))
 
 
+@seeded
 def convnext_t() -> ZooEntry:
     """ConvNeXt-T (Liu et al. 2022) at 224x224, with the layer scale of a trained network."""
     from transformers import ConvNextConfig, ConvNextForImageClassification
@@ -351,6 +383,7 @@ def convnext_t() -> ZooEntry:
     return random_entry(model, (image(1, 3, 224, 224),))
 
 
+@seeded
 def bert_base() -> ZooEntry:
     """BERT-base encoder on 128 tokens."""
     from transformers import BertConfig, BertModel
@@ -360,6 +393,7 @@ def bert_base() -> ZooEntry:
     return random_entry(model, tokens(TEXT, 128))
 
 
+@seeded
 def gpt2() -> ZooEntry:
     """GPT-2 small, prefill of 64 tokens: next-token logits [1, 64, 50257]."""
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -368,46 +402,36 @@ def gpt2() -> ZooEntry:
     return random_entry(model, (torch.randint(0, 50257, (1, 64)),))
 
 
+@seeded
 def mlp() -> ZooEntry:
     """Three layers of 256 with ReLU, batch 1."""
     layers = [layer for _ in range(3) for layer in (nn.Linear(256, 256), nn.ReLU())]
     return random_entry(nn.Sequential(*layers[:-1]), (torch.randn(1, 256),))
 
 
+@seeded
 def lstm() -> ZooEntry:
     """Two layers of LSTM, 256 hidden units, 64 steps of 80 features."""
     return random_entry(Recurrent(80, 256, 2), (torch.randn(1, 64, 80),))
 
 
-def _seeded(factory: Callable[..., ZooEntry], *args: Any) -> Callable[[], ZooEntry]:
-    """Return a factory that draws from ``SEED`` and leaves the global generator untouched."""
-
-    def build() -> ZooEntry:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(SEED)
-            return factory(*args)
-
-    build.__doc__ = factory.__doc__
-    return build
-
-
 ZOO: Final[Mapping[str, Callable[[], ZooEntry]]] = MappingProxyType(
     {
-        "minilm": _seeded(minilm),
-        "minilm_batch": _seeded(minilm_batch),
-        "crepe_tiny": _seeded(crepe, "tiny"),
-        "crepe_full": _seeded(crepe, "full"),
-        "mtcnn_pnet": _seeded(mtcnn, "pnet"),
-        "mtcnn_rnet": _seeded(mtcnn, "rnet"),
-        "mtcnn_onet": _seeded(mtcnn, "onet"),
-        "resnet18": _seeded(resnet, "basic", (2, 2, 2, 2), (64, 128, 256, 512)),
-        "resnet50": _seeded(resnet, "bottleneck", (3, 4, 6, 3), (256, 512, 1024, 2048)),
-        "mobilenet_v2": _seeded(mobilenet_v2),
-        "convnext_t": _seeded(convnext_t),
-        "vit_s": _seeded(vit_s),
-        "bert_base": _seeded(bert_base),
-        "gpt2": _seeded(gpt2),
-        "mlp": _seeded(mlp),
-        "lstm": _seeded(lstm),
+        "minilm": minilm,
+        "minilm_batch": minilm_batch,
+        "crepe_tiny": crepe_tiny,
+        "crepe_full": crepe_full,
+        "mtcnn_pnet": mtcnn_pnet,
+        "mtcnn_rnet": mtcnn_rnet,
+        "mtcnn_onet": mtcnn_onet,
+        "resnet18": resnet18,
+        "resnet50": resnet50,
+        "mobilenet_v2": mobilenet_v2,
+        "convnext_t": convnext_t,
+        "vit_s": vit_s,
+        "bert_base": bert_base,
+        "gpt2": gpt2,
+        "mlp": mlp,
+        "lstm": lstm,
     }
 )

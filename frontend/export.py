@@ -24,7 +24,7 @@ from plait.frontend.importer import Fallback, import_graph
 from plait.frontend.tensors import blob_of, dense, to_numpy
 from plait.ir import dims
 from plait.ir.dims import Dim
-from plait.ir.errors import Unsupported, UsageError
+from plait.ir.errors import PlaitError, Unsupported, UsageError
 from plait.ir.graph import Blob, Graph
 
 # Per input, the dimensions that vary: index to name and inclusive range.
@@ -237,7 +237,12 @@ def _from_factory(text: str) -> tuple[nn.Module, tuple[Any, ...]]:
     factory: Callable[[], Any] | None = getattr(module, attribute, None)
     if not callable(factory):
         raise UsageError(f"{text}: {module_name} has no callable {attribute!r}")
-    made = factory()
+    try:
+        made = factory()
+    except (ModuleNotFoundError, PlaitError):
+        raise
+    except Exception as error:
+        raise UsageError(f"{text}: the factory raised {error!r}") from error
     if isinstance(made, tuple) and len(made) == 2:
         model, args = made
     else:

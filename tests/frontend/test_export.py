@@ -10,20 +10,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks import zoo
 from benchmarks.zoo import ZOO
 from plait.frontend.export import CapturedModel, capture
+from plait.ir.agreement import compare
 from plait.ir.errors import Unsupported, UsageError
 from plait.ir.interp import interpret
 
 SMALL = ("minilm_batch", "crepe_tiny", "mtcnn_pnet", "mtcnn_rnet", "mtcnn_onet", "mlp", "lstm")
 
 
-def worst_error(model: CapturedModel) -> float:
-    """Largest error of the interpreted graph, as a share of the largest output."""
+def check(model: CapturedModel) -> None:
+    """The interpreted graph agrees with eager on the samples."""
     results = interpret(model.graph, [model.samples[name] for name in model.input_names])
     wanted = [model.expected[name] for name in model.output_names]
-    pairs = list(zip(results, wanted, strict=True))
-    return max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs)
+    verdicts = [compare(a, b) for a, b in zip(results, wanted, strict=True)]
+    assert all(v.agrees for v in verdicts), [v.reason for v in verdicts]
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -31,7 +33,7 @@ def test_zoo_models_are_captured_whole(name: str) -> None:
     entry = ZOO[name]()
     model = capture(entry.model, entry.example_args, name=name)
     assert not model.fallbacks
-    assert worst_error(model) < 1e-4
+    check(model)
 
 
 @pytest.mark.slow
@@ -62,7 +64,7 @@ def test_names_and_tied_weights() -> None:
     weights = [n.attrs["value"] for n in model.graph.nodes if n.op == "constant"]
     shared = [w for w in weights if w.name == "first.weight"]
     assert len(shared) == 2 and shared[0] is shared[1]
-    assert worst_error(model) < 1e-6
+    check(model)
 
 
 def test_nodes_know_their_source() -> None:
@@ -86,11 +88,45 @@ def test_pt2_file(tmp_path: Path) -> None:
     module, args = nn.Sequential(nn.Linear(4, 3), nn.Softmax(1)).eval(), (torch.randn(2, 4),)
     torch.export.save(torch.export.export(module, args), tmp_path / "m.pt2")
     model = capture(tmp_path / "m.pt2")
-    assert worst_error(model) < 1e-6
+    check(model)
 
 
 def test_factory_by_name() -> None:
     assert capture("benchmarks.zoo:mlp").input_names == ("input",)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_every_zoo_name_is_a_factory(name: str) -> None:
+    assert getattr(zoo, name) is ZOO[name]
+
+
+def test_factories_are_seeded() -> None:
+    one, two = (capture("benchmarks.zoo:mlp").samples["input"] for _ in range(2))
+    np.testing.assert_array_equal(one, two)
+
+
+FACTORIES = """
+def broken():
+    raise RuntimeError("no weights here")
+
+def lacking():
+    import no_such_package
+"""
+
+
+def test_factories_that_raise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "some_factories.py").write_text(FACTORIES)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UsageError, match=r"some_factories:broken: .*RuntimeError.*no weights here"):
+        capture("some_factories:broken")
+    with pytest.raises(ModuleNotFoundError, match="no_such_package"):
+        capture("some_factories:lacking")
+
+
+def test_a_model_names_the_package_that_it_lacks() -> None:
+    with pytest.raises(ModuleNotFoundError) as caught:
+        zoo.package_folder("no_such_package")
+    assert caught.value.name == "no_such_package"
 
 
 @pytest.mark.parametrize(

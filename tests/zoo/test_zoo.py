@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 import plait
+from benchmarks.peers import arrays
 from benchmarks.zoo import ZOO, ZooEntry
 from plait.frontend.export import capture
 from plait.ir.agreement import compare
@@ -25,17 +25,9 @@ NAMES = [
 ]  # fmt: skip
 
 
-def flat(result: Any) -> Iterator[Tensor]:
-    if isinstance(result, Tensor):
-        yield result
-    else:
-        for item in result:
-            yield from flat(item)
-
-
 def outputs(model: Callable[..., Any], args: tuple[Any, ...]) -> list[Any]:
     with torch.no_grad():
-        return [t.numpy() for t in flat(model(*args))]
+        return arrays(model(*args))
 
 
 def judge(entry: ZooEntry) -> list[Any]:
