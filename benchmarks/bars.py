@@ -18,6 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.report import report
+
 ROOT: Final = Path(__file__).resolve().parent.parent
 CALLS: Final = 3000
 
@@ -122,18 +124,12 @@ def _kernel_seconds(model: Any, array: Any) -> float:
 def memory(name: str) -> dict[str, float]:
     """Bytes of the planned arena and of eager's peak."""
     from benchmarks.zoo import ZOO
-    from plait.codegen.tvm.target import cpu_target
+    from plait.cli.explain import plan
     from plait.frontend.export import capture
-    from plait.passes.context import Context
-    from plait.passes.footprint import eager_peak
-    from plait.passes.pipeline import DEFAULT_PIPELINE, parse_pipeline
 
     entry = ZOO[name]()
-    graph = capture(entry.model, entry.example_args).graph
-    context = Context(cpu_target())
-    parse_pipeline(DEFAULT_PIPELINE).run(graph, context)
-    assert context.plan is not None
-    return {"arena": context.plan.size, "eager": eager_peak(graph)}
+    planned = plan(capture(entry.model, entry.example_args))
+    return {"arena": planned["arena_bytes"], "eager": planned["eager_peak_bytes"]}
 
 
 MEASURES: Final[dict[str, Callable[[str], dict[str, float]]]] = {
@@ -163,13 +159,6 @@ def help_seconds() -> float:
                        check=True)  # fmt: skip
         times.append(time.perf_counter() - start)
     return min(times)
-
-
-def report(what: str, found: float, bar: float, unit: str) -> bool:
-    """Print one line; whether the bar holds."""
-    holds = found <= bar
-    print(f"{what:<46} {found:8.2f} {unit:<3} bar {bar:6.2f}  {'ok' if holds else 'MISSED'}")
-    return holds
 
 
 def main() -> None:

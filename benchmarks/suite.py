@@ -5,7 +5,8 @@
 Every model runs in a process of its own. Each round runs every candidate once, in rotating order;
 what is printed are medians and, against the fastest peer, the ratio with a 95 % bootstrap interval.
 A candidate whose outputs do not agree with eager is not timed. Results go to
-`benchmarks/results.json`, and with `--write-readme` into the table of `README.md`.
+`benchmarks/results.json`, and with `--write-readme` into the table of `README.md`. The exit code is
+1 if a model was not measured with Plait or a bar is missed.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.report import report
 from plait.ir import knobs
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -34,6 +36,10 @@ MODELS: Final = (
 )  # fmt: skip
 PEERS: Final = ("eager", "inductor", "openvino", "onnxruntime")
 OURS: Final = "plait"
+# The geometric mean of the speed over a peer must be at least this.
+MEAN_BARS: Final = {"eager": 1.5, "inductor": 1.1}
+# Not one sample but so many: frames of sound, candidate boxes of a picture.
+BATCHES: Final = "batch 1 (`crepe_*`: four frames, `mtcnn_rnet`, `mtcnn_onet`: four boxes)"
 
 
 def measure(name: str, rounds: int, threads: int) -> dict[str, Any]:
@@ -103,10 +109,10 @@ def table(results: dict[str, Any]) -> str:
     )
     lines.append(f"\n**Geometric mean of the speed: {means}.**")
     lines.append(
-        f"\nMilliseconds per run, median of {results['rounds']} interleaved rounds, batch 1, "
-        f"float32, {results['threads']} threads, {host['model']} with {host['cores']} cores; the "
-        "ratio with its 95 % interval, below 1 where Plait loses. A dash: not installed, failed, "
-        "or results that do not agree with eager (`benchmarks/results.json` says which)."
+        f"\nMilliseconds per run, median of {results['rounds']} interleaved rounds, "
+        f"{BATCHES}, float32, {results['threads']} threads, {host['model']} with {host['cores']} "
+        "cores; the ratio with its 95 % interval, below 1 where Plait loses. A dash: not "
+        "installed, failed, or results that do not agree with eager (`benchmarks/results.json` says which)."
     )
     return "\n".join(lines)
 
@@ -120,6 +126,18 @@ def geometric_mean(results: dict[str, Any], peer: str) -> float:
     """Geometric mean, over the models that both ran, of a peer's median over Plait's."""
     ratios = [r["seconds"][peer] / r["seconds"][OURS] for r in _measured(results, peer)]
     return math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else math.nan
+
+
+def bars(results: dict[str, Any]) -> bool:
+    """Print each bar beside what was found; whether all hold. A row without Plait holds none."""
+    held = []
+    for row in results["rows"]:
+        found = row.get("speedup_eager", math.nan)
+        held.append(report(f"{row['model']}: speed over eager", found, 1, "x", "at least"))
+    for peer, bar in MEAN_BARS.items():
+        found, what = geometric_mean(results, peer), f"geometric mean of the speed over {peer}"
+        held.append(report(what, found, bar, "x", "at least"))
+    return all(held)
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
@@ -145,7 +163,8 @@ def plot(results: dict[str, Any], path: Path) -> None:
     axes.invert_yaxis()
     axes.set_xscale("log", base=2)
     axes.set_xticks([0.5, 1, 2, 4, 8], ["0.5×", "1×", "2×", "4×", "8×"])
-    axes.set_xlabel("speed of Plait over its peers, batch 1, float32, 2 threads")
+    what = "speed of Plait over its peers, float32"
+    axes.set_xlabel(f"{what}, {results['threads']} threads")
     axes.legend(loc="lower right", fontsize=8)
     figure.savefig(path, metadata={"Date": None})
 
@@ -212,11 +231,13 @@ def main() -> None:
     if given.update and RESULTS.exists():
         results = updated(json.loads(RESULTS.read_text()), results)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    plot(results, PLOT)
     text = f"![Speed of Plait over its peers](docs/speed.svg)\n\n{table(results)}"
-    print(f"\n{text}")
+    print(f"\n{text}\n")
+    held = bars(results)
     if given.write_readme:
         write_readme(text)
+    plot(results, PLOT)
+    raise SystemExit(0 if held else 1)
 
 
 if __name__ == "__main__":
