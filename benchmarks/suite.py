@@ -112,7 +112,8 @@ def table(results: dict[str, Any]) -> str:
         f"\nMilliseconds per run, median of {results['rounds']} interleaved rounds, "
         f"{BATCHES}, float32, {results['threads']} threads, {host['model']} with {host['cores']} "
         "cores; the ratio with its 95 % interval, below 1 where Plait loses. A dash: not "
-        "installed, failed, or results that do not agree with eager (`benchmarks/results.json` says which)."
+        "installed, failed, or results that do not agree with eager (`benchmarks/results.json` "
+        "says which)."
     )
     return "\n".join(lines)
 
