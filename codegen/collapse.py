@@ -28,12 +28,14 @@ class Space:
 def loop_space(body: Graph) -> Space:
     """The space of a body made by fusion: that of its reductions, else of its first output.
 
-    Raises `Unsupported` where reductions are over different dimensions.
+    Raises `Unsupported` where reductions are over different dimensions, or do not keep them.
     """
     full = None
     axes: tuple[int, ...] = ()
     for node in body.nodes:
         if node.op.startswith("reduce_"):
+            if not node.attrs["keepdims"]:
+                raise Unsupported("a reduction in a loop nest keeps its dimensions")
             if full is not None and tuple(node.attrs["axes"]) != axes:
                 raise Unsupported(f"one loop nest reduces over {axes} and {node.attrs['axes']}")
             if full is None:
@@ -46,36 +48,17 @@ def loop_space(body: Graph) -> Space:
 
 def _padded(shape: tuple[int, ...], space: Space) -> tuple[int, ...] | None:
     """A value's extents along the space's dimensions, 1 where it does not vary."""
-    rank = len(space.shape)
-    kept = [d for d in range(rank) if d not in space.axes]
-    if len(shape) == len(kept) < rank and shape == tuple(space.shape[d] for d in kept):
-        rows = [1] * rank
-        for d in kept:
-            rows[d] = space.shape[d]
-        return tuple(rows)
-    wide = (1,) * (rank - len(shape)) + shape
-    fits = len(shape) <= rank and all(
+    wide = (1,) * (len(space.shape) - len(shape)) + shape
+    fits = len(shape) <= len(space.shape) and all(
         n in (1, full) for n, full in zip(wide, space.shape, strict=True)
     )
     return wide if fits else None
 
 
-def _physical(type: TensorType, space: Space) -> list[int] | None:
+def _physical(type: TensorType, space: Space) -> list[int]:
     """The value's dimensions of the space that are not 1, in memory order."""
-    shape = type.static("loop nest")
-    wide = _padded(shape, space)
-    if wide is None:
-        return None
-    rank = len(space.shape)
-    dropped = len(shape) < rank and shape == tuple(
-        n for d, n in enumerate(space.shape) if d not in space.axes
-    )
-    names = (
-        [d for d in range(rank) if d not in space.axes]
-        if dropped
-        else list(range(rank - len(shape), rank))
-    )
-    return [names[d] for d in type.order if shape[d] != 1]
+    lead = len(space.shape) - type.rank
+    return [lead + d for d in type.order if type.shape[d] != 1]
 
 
 def collapse(body: Graph) -> Graph:

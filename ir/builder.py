@@ -12,6 +12,7 @@ import numpy as np
 from plait.ir import op as ops
 from plait.ir import types as t
 from plait.ir.dims import Dim
+from plait.ir.errors import Unsupported
 from plait.ir.graph import Attrs, Blob, Graph, Input, Node
 from plait.ir.types import DType, TensorType
 
@@ -129,16 +130,15 @@ class Builder:
         at = self.made_by[value.id]
         return None if at is None else self.nodes[at]
 
-    def operands(self, node: Node) -> tuple[Value, ...]:
-        return tuple(self.value(v) for v in node.operands)
-
     def constant(self, array: Any, name: str = "") -> Value:
         """A constant tensor from a numpy array (kept, not copied) or a `Blob`."""
         blob = array if isinstance(array, Blob) else Blob(array, name)
         return self.emit("constant", value=blob)
 
     def scalar(self, value: float | int | bool | complex, dtype: DType) -> Value:
-        """A rank-0 constant."""
+        """A rank-0 constant.  Raises `Unsupported` for bfloat16, which numpy lacks."""
+        if dtype == t.bf16:
+            raise Unsupported("a constant of dtype bfloat16 cannot be stored")
         return self.constant(np.asarray(value).astype(dtype.numpy))
 
     def full(self, shape: Sequence[Dim], value: float | int | bool, dtype: DType) -> Value:
@@ -159,9 +159,7 @@ class Builder:
         """Add a copy of a graph's nodes, applied to `arguments`; gives its outputs."""
         env: dict[int, Value] = dict(enumerate(arguments))
         for k, node in enumerate(graph.nodes):
-            copy = Node(
-                node.op, tuple(env[v].id for v in node.operands), node.attrs, node.types, node.loc
-            )
+            copy = node.with_operands(env[v].id for v in node.operands)
             for number, value in zip(graph.results(k), self.add(copy), strict=True):
                 env[number] = value
         return tuple(env[v] for v in graph.outputs)
@@ -204,6 +202,11 @@ class Capture:
         return self.b.scalar(value, dtype)
 
 
+def _number_dtype(dtype: DType) -> DType:
+    """The tensor dtype that a Python number of another category gives."""
+    return t.f32 if dtype.is_float else dtype
+
+
 def rank_order(types: Iterable[TensorType | int | float | bool]) -> DType:
     """Torch's result dtype of mixed operands: category first, tensors before 0-d and numbers."""
     best: dict[int, DType] = {}
@@ -213,7 +216,7 @@ def rank_order(types: Iterable[TensorType | int | float | bool]) -> DType:
     result = best[max(best)]
     for level in sorted(best, reverse=True):
         if _category(best[level]) > _category(result):
-            result = best[level] if level else _default_of(best[level], result)
+            result = best[level] if level else _number_dtype(best[level])
     return result
 
 
@@ -223,10 +226,6 @@ def _priority(item: TensorType | int | float | bool) -> tuple[DType, int]:
     if isinstance(item, bool):
         return t.bool_, 0
     return (t.i64, 0) if isinstance(item, int) else (t.f32, 0)
-
-
-def _default_of(dtype: DType, _: DType) -> DType:
-    return t.f32 if dtype.is_float else dtype
 
 
 def _category(dtype: DType) -> int:

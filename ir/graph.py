@@ -8,7 +8,7 @@ locations take no part in it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -146,6 +146,10 @@ class Node:
 
     def with_attrs(self, **changes: Any) -> Node:
         return replace(self, attrs=self.attrs.set(**changes))
+
+    def with_operands(self, operands: Iterable[int]) -> Node:
+        """The same application on values of another graph, or of this one renumbered."""
+        return Node(self.op, tuple(operands), self.attrs, self.types, self.loc)
 
 
 @dataclass(frozen=True)

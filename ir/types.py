@@ -84,10 +84,6 @@ class TensorType:
         return self.layout if self.layout is not None else tuple(range(self.rank))
 
     @property
-    def physical_shape(self) -> tuple[Dim, ...]:
-        return tuple(self.shape[d] for d in self.order)
-
-    @property
     def size(self) -> Dim:
         """Number of elements."""
         return product(self.shape)

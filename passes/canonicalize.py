@@ -14,7 +14,7 @@ import numpy as np
 from plait.ir import op as ops
 from plait.ir import types as t
 from plait.ir.builder import Value
-from plait.ir.dims import is_static
+from plait.ir.dims import equal, is_static, product
 from plait.ir.graph import Graph
 from plait.ir.interp import run_node
 from plait.ir.ops.shapes import broadcast
@@ -114,7 +114,8 @@ def merge_casts(m: Match) -> Replacement:
         return None
     x = m.b.value(inner.operands[0])
     wide, narrow = inner.attrs["dtype"], x.dtype
-    exact = narrow.kind == "b" or (wide.kind == narrow.kind and wide.bits >= narrow.bits)
+    widens = wide.kind == narrow.kind and wide.bits > narrow.bits
+    exact = narrow.kind == "b" or wide == narrow or widens
     return m.b.cast(x, m.attrs["dtype"]) if exact and m.attrs["dtype"].kind != "b" else None
 
 
@@ -124,17 +125,16 @@ def reduce_nothing(m: Match) -> Replacement:
     return m.operands[0] if not m.attrs["axes"] else None
 
 
-@rule("reshape")
+@rule("reduce_sum", "reduce_prod", "reduce_max", "reduce_min")
 def keep_reduced_dims(m: Match) -> Replacement:
-    """reshape(reduce(x)) to the shape with the reduced dimensions kept -> reduce, keeping them."""
-    inner = m.made_by(m.operands[0], "reduce_sum", "reduce_prod", "reduce_max", "reduce_min")
-    if inner is None or inner.attrs["keepdims"] or m.uses[0] != 1:
+    """A reduction without the reduced dimensions -> reshape of one that keeps them.
+
+    The reshape then moves down, and the reduction and what follows it share a space.
+    """
+    if m.attrs["keepdims"] or not m.attrs["axes"]:
         return None
-    x = m.b.value(inner.operands[0])
-    kept = tuple(1 if d in inner.attrs["axes"] else n for d, n in enumerate(x.shape))
-    if kept != m.attrs["shape"]:
-        return None
-    return m.b.emit(inner.op, x, **inner.attrs.set(keepdims=True))
+    kept = m.b.emit(m.node.op, m.operands[0], **m.attrs.set(keepdims=True))
+    return m.b.reshape(kept, m.node.types[0].shape)
 
 
 @rule("dot_general")
@@ -145,7 +145,8 @@ def lift_reshape_of_lhs(m: Match) -> Replacement:
     if inner is None or m.attrs["lhs_batch"] or m.attrs["lhs_contract"] != (lhs.rank - 1,):
         return None
     x = m.b.value(inner.operands[0])
-    if x.rank <= lhs.rank or x.shape[-1] != lhs.shape[-1]:
+    merges = equal(product(x.shape[:-1]), product(lhs.shape[:-1]))
+    if x.rank <= lhs.rank or x.shape[-1] != lhs.shape[-1] or not merges:
         return None
     out = m.b.emit("dot_general", x, m.operands[1], **m.attrs.set(lhs_contract=(x.rank - 1,)))
     return m.b.reshape(out, m.node.types[0].shape)
@@ -199,8 +200,15 @@ def _unit(match: Match, identity: float) -> Value | None:
 
 @rule("add")
 def add_zero(m: Match) -> Replacement:
-    """x + 0 -> x (a result of -0.0 may come out as 0.0 the other way round: equal values)."""
+    """x + 0 -> x; for floats only -0.0 is neutral, since -0.0 + 0.0 is 0.0."""
+    floats = m.node.types[0].dtype.is_float
+    if floats and not any(_negative_zero(m.scalar(v)) for v in m.operands):
+        return None
     return _unit(m, 0)
+
+
+def _negative_zero(value: int | float | bool | None) -> bool:
+    return value is not None and value == 0 and math.copysign(1, value) < 0
 
 
 @rule("mul")
@@ -213,8 +221,9 @@ def mul_one(m: Match) -> Replacement:
 def right_unit(m: Match) -> Replacement:
     """x - 0 -> x; x / 1 -> x."""
     x, y = m.operands
-    unit = 0 if m.node.op == "sub" else 1
-    return x if m.scalar(y) == unit and x.type == m.node.types[0] else None
+    value = m.scalar(y)
+    unit = value == (0 if m.node.op == "sub" else 1) and not _negative_zero(value)
+    return x if unit and x.type == m.node.types[0] else None
 
 
 @rule("div")
@@ -224,8 +233,12 @@ def div_by_power_of_two(m: Match) -> Replacement:
     value = m.scalar(y)
     if value is None or not math.isfinite(value) or value == 0:
         return None
-    exact = abs(math.frexp(value)[0]) == 0.5 and abs(math.log2(abs(value))) < 100
-    return x * m.b.scalar(1 / value, x.dtype) if exact else None
+    if abs(math.frexp(value)[0]) != 0.5 or x.type != m.node.types[0] or x.dtype == t.bf16:
+        return None
+    with np.errstate(over="ignore"):
+        inverse = np.asarray(1 / value).astype(x.dtype.numpy)
+    exact = math.isfinite(inverse) and float(inverse) == 1 / value
+    return x * m.b.constant(inverse) if exact else None
 
 
 @rule("mul", "add")
@@ -262,19 +275,20 @@ def logic_unit(m: Match) -> Replacement:
 
 @rule("attention")
 def drop_full_mask(m: Match) -> Replacement:
-    """A mask that hides nothing goes; one that hides exactly the future becomes `causal`."""
+    """A mask that hides nothing goes; a bool one that hides just the future becomes `causal`.
+
+    A float mask stays: minus infinity does not hide a score that is NaN.
+    """
     if len(m.operands) < 4:
         return None
     mask = m.constant(m.operands[3])
     if mask is None:
         return None
-    keep = mask if mask.dtype == bool else np.where(mask == 0, True, np.isneginf(mask) * False)
-    if mask.dtype != bool and not ((mask == 0) | np.isneginf(mask)).all():
-        return None
+    keep = mask if mask.dtype == bool else mask == 0
     if keep.all():
         return m.b.emit("attention", *m.operands[:3], **m.attrs)
     rows, columns = m.operands[0].shape[-2], m.operands[1].shape[-2]
-    if m.attrs["causal"] or keep.shape[-2:] != (rows, columns):
+    if m.attrs["causal"] or mask.dtype != bool or keep.shape[-2:] != (rows, columns):
         return None
     if (keep == np.tri(*keep.shape[-2:], dtype=np.bool_)).all():
         return m.b.emit("attention", *m.operands[:3], **m.attrs.set(causal=True))
@@ -319,11 +333,15 @@ def _elements(type: TensorType) -> int:
 
 
 def _foldable(m: Match) -> bool:
-    if m.node.op in ("constant", "aten", "kernel") or not is_static(
-        d for ty in m.node.types for d in ty.shape
-    ):
+    if not is_static(d for ty in m.node.types for d in ty.shape):
         return False
     if not all(m.made_by(v, "constant") for v in m.operands):
+        return False
+    # numpy has no bfloat16: its constants cannot be told from uint16.
+    if any(ty.dtype == t.bf16 for ty in (*m.node.types, *(v.type for v in m.operands))):
+        return False
+    # One number spread over a shape stays a number, which its reader's loop holds in a register.
+    if m.node.op == "broadcast_to" and _elements(m.operands[0].type) == 1:
         return False
     made = sum(_elements(ty) for ty in m.node.types)
     read = sum(_elements(v.type) for v in m.operands)
@@ -343,9 +361,10 @@ def _fold(m: Match) -> Replacement:
 
 
 def fold_rule() -> Rule:
-    """Constant folding for every op that is not opaque."""
+    """Constant folding for every op that is not opaque and holds no code."""
     ops.load_all()
-    names = frozenset(n for n, o in ops.OPS.items() if "opaque" not in o.traits) - {"constant"}
+    names = frozenset(n for n, o in ops.OPS.items() if "opaque" not in o.traits)
+    names -= {"constant", "kernel"}
     return Rule("fold-constants", names, _fold, f"{__file__}:{_fold.__code__.co_firstlineno}")
 
 

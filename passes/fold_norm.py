@@ -32,7 +32,7 @@ def _bias_of(m: Match, node: Node) -> tuple[Value, Any] | None:
     for k in (0, 1):
         bias = m.constant(m.b.value(node.operands[k]))
         other = m.b.value(node.operands[1 - k])
-        if bias is not None and bias.size in (1, other.shape[1]):
+        if bias is not None and other.rank >= 2 and bias.size in (1, other.shape[1]):
             per_channel = bias.ndim == 0 or (
                 bias.ndim == other.rank - 1 and bias.shape[1:] == (1,) * (other.rank - 2)
             )
@@ -49,7 +49,7 @@ def fold_batch_norm(m: Match) -> Replacement:
     it would be computed twice; weights are scaled in float64 and rounded once.
     """
     affine = _affine(m)
-    if affine is None or m.uses[0] != 1:
+    if affine is None or m.readers(m.operands[0]) != 1:
         return None
     scale, shift = affine
     source: Value = m.operands[0]
@@ -61,7 +61,7 @@ def fold_batch_norm(m: Match) -> Replacement:
             return None
         source, bias = found
         producer = m.b.producer(source)
-    if producer is None or producer.op != "conv":
+    if producer is None or producer.op != "conv" or m.readers(source) != 1:
         return None
     weights = m.constant(m.b.value(producer.operands[1]))
     if weights is None:

@@ -17,7 +17,9 @@ from plait.ir.builder import Builder, Value
 from plait.ir.dims import Dim
 from plait.ir.graph import Attrs, Graph, Node
 from plait.ir.layout import is_view
+from plait.ir.verify import fail
 from plait.passes.context import Context
+from plait.passes.layout import row_space
 from plait.passes.pipeline import Pass, register_pass
 from plait.passes.rewrite import eliminate_dead
 
@@ -29,7 +31,7 @@ INLINE = frozenset({"slice", "broadcast_to", "iota"})
 VIEWS = frozenset({"reshape", "transpose", "relayout"})
 
 
-@dataclass
+@dataclass(eq=False)
 class Group:
     """A kernel in the making; `space` and `axes` are set for loop nests."""
 
@@ -37,11 +39,6 @@ class Group:
     anchor: int | None
     space: tuple[Dim, ...] = ()
     axes: tuple[int, ...] = ()
-
-
-def row_space(space: tuple[Dim, ...], axes: tuple[int, ...]) -> tuple[Dim, ...]:
-    """The shape of a reduction over `axes` that keeps its dimensions."""
-    return tuple(1 if d in axes else n for d, n in enumerate(space))
 
 
 class Fuser:
@@ -65,6 +62,8 @@ class Fuser:
         if node.op in INLINE:
             return "inline"
         if node.op.startswith("reduce_"):
+            if not node.attrs["keepdims"]:
+                raise fail(self.graph, k, "fusion needs reductions that keep their dimensions")
             return "reduce"
         return "opaque" if ops.has_trait(node.op, "opaque") else "point"
 
@@ -84,10 +83,10 @@ class Fuser:
         return {u for v in self.graph.results(k) for u in self.graph.users[v]}
 
     def is_output(self, k: int) -> bool:
-        return any(v in self._outputs for v in self.graph.results(k))
+        return any(v in self.outputs for v in self.graph.results(k))
 
     @cached_property
-    def _outputs(self) -> frozenset[int]:
+    def outputs(self) -> frozenset[int]:
         return frozenset(self.graph.outputs)
 
     def producers_of(self, k: int) -> list[int]:
@@ -167,7 +166,6 @@ class Fuser:
     def _would_cycle(self, a: Group, b: Group) -> bool:
         """Whether some path leaves `a` and enters `b` through a node outside both."""
         inside = {*a.members, *b.members}
-        first = min(a.members)
         targets = set(a.members)
         stack = [p for k in b.members for p in self.producers_of(k) if p not in inside]
         seen: set[int] = set()
@@ -183,7 +181,7 @@ class Fuser:
                 for p in self.producers_of(m):
                     if p in targets:
                         return True
-                    if p >= first and p not in seen and p not in inside:
+                    if p not in seen and p not in inside:
                         stack.append(p)
         return False
 
@@ -276,8 +274,7 @@ class Emitter:
 
     def _emit_node(self, k: int) -> None:
         node = self.graph.nodes[k]
-        moved = Node(node.op, tuple(self.env[v].id for v in node.operands), node.attrs, node.types,
-                     node.loc)  # fmt: skip
+        moved = node.with_operands(self.env[v].id for v in node.operands)
         self.env.update(zip(self.graph.results(k), self.b.add(moved), strict=True))
 
     def _emit_kernel(self, group: Group) -> None:
@@ -341,24 +338,19 @@ class Body:
                 inner = self._inlines(v)
                 assert inner is not None, "a body reads a value that was not collected"
                 self._copy(b, inner)
-        moved = Node(node.op, tuple(self.env[v].id for v in node.operands), node.attrs, node.types,
-                     node.loc)  # fmt: skip
+        moved = node.with_operands(self.env[v].id for v in node.operands)
         self.env.update(zip(self.graph.results(k), b.add(moved), strict=True))
 
     def _escapes(self, v: int) -> bool:
-        if v in self.graph.outputs:
-            return True
-        return any(self._needs_memory(u) for u in self.graph.users[v])
-
-    def _needs_memory(self, reader: int) -> bool:
-        """A reader outside the kernel, or an inlined one outside that reads this value."""
-        return reader not in self.members
+        """Whether anything outside the kernel reads a value."""
+        outside = any(u not in self.members for u in self.graph.users[v])
+        return outside or v in self.fuser.outputs
 
 
 @register_pass
 @dataclass(frozen=True)
 class Fuse(Pass):
-    """Form kernels.  Requires decomposed graphs with layouts; leaves stage `fused`."""
+    """Form kernels.  Requires decomposed graphs after `layout`; leaves stage `fused`."""
 
     name = "fuse"
     leaves = "fused"

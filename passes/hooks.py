@@ -56,22 +56,22 @@ class Dump:
 
 @dataclass
 class ReferenceCheck:
-    """Interpret the graph before and after a pass on the same inputs and compare.
+    """Interpret the graph after each pass that changed it; compare with the one that entered.
 
     Outputs must agree by `plait.ir.agreement`.  Raises `PassMismatch` naming the pass and the
     output.
     """
 
     inputs: Sequence[Any]
-    expected: list[Any] | None = None
+    _expected: list[Any] = field(default_factory=list, init=False)
 
     def __call__(self, event: Event) -> None:
+        if event.index == 0:
+            self._expected = interpret(event.before, self.inputs)
         if event.after == event.before:
             return
-        if self.expected is None:
-            self.expected = interpret(event.before, self.inputs)
         found = interpret(event.after, self.inputs)
-        for k, (want, got) in enumerate(zip(self.expected, found, strict=True)):
+        for k, (want, got) in enumerate(zip(self._expected, found, strict=True)):
             verdict = compare(got, want)
             if not verdict.agrees:
                 raise PassMismatch(name=event.applied.name, output=k, reason=verdict.reason)

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 
 from plait.ir import op as ops
 from plait.ir.builder import Builder, Value
-from plait.ir.dims import bounds
-from plait.ir.graph import Graph, Node
+from plait.ir.dims import Dim, bounds
+from plait.ir.graph import Attrs, Graph, Node
 from plait.ir.layout import reshaped_layout, same_memory, transposed_layout
+from plait.ir.types import TensorType
 from plait.passes.context import Context
 from plait.passes.pipeline import Pass, register_pass
 from plait.passes.rewrite import transform
@@ -43,15 +44,6 @@ def _adopted(shape: tuple[object, ...], operands: tuple[Value, ...]) -> tuple[in
     return max(votes, key=lambda k: votes[k]) if votes else None
 
 
-def _reduced(node: Node, x: Value) -> tuple[int, ...] | None:
-    axes = node.attrs["axes"]
-    if node.attrs["keepdims"]:
-        return x.type.layout
-    kept = [d for d in x.type.order if d not in axes]
-    rank = {d: k for k, d in enumerate(sorted(kept))}
-    return tuple(rank[d] for d in kept)
-
-
 def _broadcasted(node: Node, x: Value) -> tuple[int, ...] | None:
     lead = node.types[0].rank - x.rank
     return (*range(lead), *(d + lead for d in x.type.order))
@@ -62,7 +54,8 @@ def _broadcasted(node: Node, x: Value) -> tuple[int, ...] | None:
 class Layout(Pass):
     """Assign a physical order to every value.
 
-    Leaves: convolutions, pools and what follows them channels-last if the target wants it;
+    Leaves: reductions that keep their dimensions, with a view of the result where they did not;
+    convolutions, pools and what follows them channels-last if the target wants it;
     transposes and reshapes are views wherever one exists; ATen fallbacks, recurrent ops and the
     graph's outputs are row-major.
     """
@@ -97,7 +90,9 @@ def place(b: Builder, node: Node, operands: tuple[Value, ...], last: bool) -> tu
         layout = _adopted(node.types[0].shape, operands)
     elif node.op.startswith("reduce_"):
         assert x is not None
-        layout = _reduced(node, x)
+        if not node.attrs["keepdims"]:
+            return _place_reduction(b, node, operands, last)
+        layout = x.type.layout
     elif node.op == "broadcast_to":
         assert x is not None
         layout = _broadcasted(node, x)
@@ -119,3 +114,23 @@ def place(b: Builder, node: Node, operands: tuple[Value, ...], last: bool) -> tu
     types = tuple(ty.with_layout(layout) if k == 0 or len(node.types) == 1 else ty
                   for k, ty in enumerate(node.types))  # fmt: skip
     return b.add(replace(node, operands=tuple(v.id for v in operands), types=types))
+
+
+def _place_reduction(
+    b: Builder, node: Node, operands: tuple[Value, ...], last: bool
+) -> tuple[Value, ...]:
+    """A reduction that keeps its dimensions, and the view of it without them.
+
+    In a loop nest every value then lies along the dimensions of the space: a shape alone does not
+    tell which of them a result without the reduced ones has.
+    """
+    (x,), (result,) = operands, node.types
+    shape = row_space(x.shape, node.attrs["axes"])
+    kept = replace(node.with_attrs(keepdims=True), types=(TensorType(result.dtype, shape),))
+    view = Node("reshape", (), Attrs(shape=result.shape), (result,), node.loc)
+    return place(b, view, place(b, kept, operands, last), last)
+
+
+def row_space(space: tuple[Dim, ...], axes: tuple[int, ...]) -> tuple[Dim, ...]:
+    """The shape of a reduction over `axes` that keeps its dimensions."""
+    return tuple(1 if d in axes else n for d, n in enumerate(space))

@@ -52,9 +52,7 @@ class LegalizeMath(Pass):
         def visit(b: Builder, node: Node, operands: tuple[Value, ...]) -> Replacement:
             if node.op not in approximates or node.attrs.get("approx") != "":
                 return None
-            return b.add(
-                Node(node.op, tuple(v.id for v in operands), node.attrs.set(approx="poly"),
-                     node.types, node.loc)
-            )  # fmt: skip
+            chosen = node.with_operands(v.id for v in operands).with_attrs(approx="poly")
+            return b.add(chosen)
 
         return transform(graph, visit)

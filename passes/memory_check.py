@@ -97,7 +97,7 @@ def _alias_of(graph: Graph, plan: MemoryPlan, k: int, v: int) -> int | None:
 def _addresses(where: tuple[Any, ...], type: TensorType) -> Any:
     """The offsets, in elements, of indices (one array for each dimension) into a static tensor."""
     steps: tuple[Any, ...] = strides(type)
-    return np.asarray(sum(i * s for i, s in zip(where, steps, strict=True)))
+    return np.atleast_1d(sum(i * s for i, s in zip(where, steps, strict=True)))
 
 
 def _check_reads(

@@ -4,26 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from plait.ir.graph import Graph, Node
+from plait.ir.graph import Graph
 from plait.passes.context import Context
 from plait.passes.memory import Planner, nbytes
 from plait.passes.pipeline import Pass, register_pass
-
-
-def reordered(graph: Graph, sequence: list[int]) -> Graph:
-    """The graph with its nodes in another topological order."""
-    number = {k: k for k in range(len(graph.inputs))}
-    nodes: list[Node] = []
-    at = len(graph.inputs)
-    for k in sequence:
-        node = graph.nodes[k]
-        operands = tuple(number[v] for v in node.operands)
-        nodes.append(Node(node.op, operands, node.attrs, node.types, node.loc))
-        for v in graph.results(k):
-            number[v] = at
-            at += 1
-    outputs = tuple(number[v] for v in graph.outputs)
-    return Graph(graph.inputs, tuple(nodes), outputs, graph.name)
+from plait.passes.rewrite import reordered
 
 
 def greedy_order(graph: Graph) -> list[int]:
@@ -71,5 +56,8 @@ class Order(Pass):
     leaves = "selected"
 
     def apply(self, graph: Graph, context: Context) -> Graph:
-        other = reordered(graph, greedy_order(graph))
+        sequence = greedy_order(graph)
+        if sequence == list(range(len(graph.nodes))):
+            return graph
+        other = reordered(graph, sequence)
         return other if Planner(other).run().size < Planner(graph).run().size else graph

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from plait.ir import op as ops
 from plait.ir.builder import Builder, Value
-from plait.ir.errors import RewriteLoop
+from plait.ir.errors import RewriteLoop, VerifyError
 from plait.ir.graph import Attrs, Graph, Node
 from plait.passes.context import Context
 
@@ -24,16 +24,16 @@ class Match:
     b: Builder
     node: Node
     operands: tuple[Value, ...]
-    uses: tuple[int, ...]
+    counts: Mapping[int, int]
     context: Context
 
     @property
     def attrs(self) -> Attrs:
         return self.node.attrs
 
-    def producer(self, k: int) -> Node | None:
-        """The node that makes operand `k`."""
-        return self.b.producer(self.operands[k])
+    def readers(self, value: Value) -> int:
+        """How many operand slots and outputs read a value that the graph had before this round."""
+        return self.counts.get(value.id, 0)
 
     def made_by(self, value: Value, *names: str) -> Node | None:
         """The producer of a value if it is one of the named ops."""
@@ -75,30 +75,33 @@ def rule(*names: str) -> Callable[[Callable[[Match], Replacement]], Rule]:
 
 
 def transform(
-    graph: Graph, visit: Callable[[Builder, Node, tuple[Value, ...]], Replacement],
-    deduplicate: bool = True,
-) -> Graph:  # fmt: skip
+    graph: Graph,
+    visit: Callable[[Builder, Node, tuple[Value, ...]], Replacement],
+    placed: Callable[[int, Value], None] | None = None,
+) -> Graph:
     """Rebuild a graph; `visit` gives each node's replacement, or None to keep it.
 
     Equal nodes are built once (common-subexpression elimination) and unused ones dropped.
+    `placed` is told the new value of every old one.
     """
     b = Builder(graph.name)
     env: dict[int, Value] = {}
     for k, given in enumerate(graph.inputs):
         env[k] = b.input(given.type, given.name)
-    if deduplicate:
-        b.on_emit = _deduplicator(b)
+        if placed is not None:
+            placed(k, env[k])
+    b.on_emit = _deduplicator(b)
     for k, node in enumerate(graph.nodes):
         operands = tuple(env[v] for v in node.operands)
         with b.at(node.loc):
             found = visit(b, node, operands)
             if found is None:
-                moved = Node(
-                    node.op, tuple(v.id for v in operands), node.attrs, node.types, node.loc
-                )
-                found = b.add(moved)
+                found = b.add(node.with_operands(v.id for v in operands))
         results = found if isinstance(found, tuple) else (found,)
-        env.update(zip(graph.results(k), results, strict=True))
+        for number, value in zip(graph.results(k), results, strict=True):
+            env[number] = value
+            if placed is not None:
+                placed(number, value)
     return eliminate_dead(b.finish(env[v] for v in graph.outputs))
 
 
@@ -132,19 +135,19 @@ def eliminate_dead(graph: Graph) -> Graph:
             kept.append(k)
             for v in graph.nodes[k].operands:
                 needed[v] = True
-    if len(kept) == len(graph.nodes):
-        return graph
-    env = {k: k for k in range(len(graph.inputs))}
+    return graph if len(kept) == len(graph.nodes) else reordered(graph, kept[::-1])
+
+
+def reordered(graph: Graph, sequence: Sequence[int]) -> Graph:
+    """The graph with the given nodes alone, in that order, which must be topological."""
+    number = {k: k for k in range(len(graph.inputs))}
     nodes: list[Node] = []
-    at = len(graph.inputs)
-    for k in reversed(kept):
-        node = graph.nodes[k]
-        nodes.append(Node(node.op, tuple(env[v] for v in node.operands), node.attrs, node.types,
-                          node.loc))  # fmt: skip
+    for k in sequence:
+        nodes.append(graph.nodes[k].with_operands(number[v] for v in graph.nodes[k].operands))
         for v in graph.results(k):
-            env[v] = at
-            at += 1
-    return Graph(graph.inputs, tuple(nodes), tuple(env[v] for v in graph.outputs), graph.name)
+            number[v] = len(number)
+    outputs = tuple(number[v] for v in graph.outputs)
+    return Graph(graph.inputs, tuple(nodes), outputs, graph.name)
 
 
 def apply_rules(graph: Graph, rules: Sequence[Rule], context: Context, limit: int = 50) -> Graph:
@@ -158,25 +161,44 @@ def apply_rules(graph: Graph, rules: Sequence[Rule], context: Context, limit: in
             by_op.setdefault(name, []).append(r)
     recent: deque[str] = deque(maxlen=8)
     for _ in range(limit):
-        fired = False
-
-        def visit(b: Builder, node: Node, operands: tuple[Value, ...]) -> Replacement:
-            nonlocal fired
-            for r in by_op.get(node.op, ()):
-                uses = tuple(counts[v] for v in node.operands)  # noqa: B023 (lives one round)
-                found = r.rewrite(Match(b, node, operands, uses, context))
-                if found is not None:
-                    fired = True
-                    context.fired[r.name] += 1
-                    recent.append(r.name)
-                    return found
-            return None
-
-        counts = use_counts(graph)
-        graph = transform(graph, visit)
-        if not fired:
+        before = context.fired.total()
+        graph = _round(graph, by_op, context, recent)
+        if context.fired.total() == before:
             return graph
     raise RewriteLoop(limit=limit, rules=", ".join(recent))
+
+
+def _round(
+    graph: Graph, by_op: Mapping[str, Sequence[Rule]], context: Context, recent: deque[str]
+) -> Graph:
+    """Try the rules once at every node."""
+    counts = use_counts(graph)
+    readers: Counter[int] = Counter()
+
+    def placed(number: int, value: Value) -> None:
+        readers[value.id] += counts[number]
+
+    def visit(b: Builder, node: Node, operands: tuple[Value, ...]) -> Replacement:
+        for r in by_op.get(node.op, ()):
+            found = r.rewrite(Match(b, node, operands, readers, context))
+            if found is not None:
+                _check_replacement(r, node, found)
+                context.fired[r.name] += 1
+                recent.append(r.name)
+                return found
+        return None
+
+    return transform(graph, visit, placed)
+
+
+def _check_replacement(r: Rule, node: Node, found: Value | tuple[Value, ...]) -> None:
+    """A replacement has the dtypes and logical shapes of what it replaces."""
+    results = found if isinstance(found, tuple) else (found,)
+    got = [v.type.with_layout(None) for v in results]
+    want = [ty.with_layout(None) for ty in node.types]
+    if got != want:
+        shown = ", ".join(map(str, got)), ", ".join(map(str, want))
+        raise VerifyError(f"gives {shown[0]} for {node.op} of {shown[1]}", where=f"rule {r.name}")
 
 
 def use_counts(graph: Graph) -> list[int]:

@@ -87,7 +87,6 @@ class _Kernel:
             (v, node) for k, node in enumerate(self.body.nodes) if is_reduction(node)
             for v in self.body.results(k)
         ]  # fmt: skip
-        self.dropped = self._dropped()
         stops: dict[int, Stop] = {v: self._stop(v) for v, _ in self.reductions}
         self.composer = Composer(self.body, stops)
         self.totals: dict[int, Code] = {}
@@ -113,14 +112,6 @@ class _Kernel:
 
     # Values of the body
 
-    def _dropped(self) -> list[bool]:
-        """For every value: whether its shape lacks the reduced dimensions."""
-        found = [False] * len(self.body.inputs)
-        for node in self.body.nodes:
-            drops = is_reduction(node) and not node.attrs["keepdims"]
-            found += [drops or any(found[v] for v in node.operands)] * len(node.types)
-        return found
-
     def _stop(self, v: int) -> Stop:
         dtype = self.body.types[v].dtype
         return lambda index: e.Load(-1 - v, (), dtype)
@@ -128,8 +119,7 @@ class _Kernel:
     def _place(self, v: int) -> tuple[e.Expr, ...]:
         """The index of a value at the current element of the space."""
         shape = self.body.types[v].static("Triton code generation")
-        kept = [d for d in range(len(self.axes)) if not (self.dropped[v] and d in self.space.axes)]
-        dims = kept[len(kept) - len(shape) :] if shape else []
+        dims = range(len(self.axes) - len(shape), len(self.axes))
         zero = e.lit(0, t.i64)
         return tuple(zero if n == 1 else self.index[d] for d, n in zip(dims, shape, strict=True))
 

@@ -76,29 +76,12 @@ class Nest:
         """Whether a value varies along a reduced dimension."""
         shape = self.body.types[v].shape
         lead = len(self.space.shape) - len(shape)
-        if lead and self._drops(v):
-            return False
         varies = any(lead <= a and shape[a - lead] != 1 for a in self.space.axes)
         return varies or not self.space.axes
 
     def row_index(self, v: int, index: Sequence[Any]) -> list[Any]:
-        """The part of a full index that addresses a value of fewer or shorter dimensions."""
-        shape = self.body.types[v].shape
-        rank = len(self.space.shape)
-        kept = [d for d in range(rank) if d not in self.space.axes]
-        if len(shape) == len(kept) < rank and self._drops(v):
-            return [index[d] for d in kept]
-        return list(index[rank - len(shape) :])
-
-    def _drops(self, v: int) -> bool:
-        """Whether a value's shape lacks the reduced dimensions."""
-        made = self.body.producer(v)
-        while made is not None and not made.op.startswith("reduce_"):
-            sources = [o for o in made.operands if self.levels[o] > 0]
-            if not sources:
-                return False
-            made = self.body.producer(sources[0])
-        return made is not None and not made.attrs["keepdims"]
+        """The part of an index of the space that addresses a value of fewer dimensions."""
+        return list(index[len(self.space.shape) - self.body.types[v].rank :])
 
     def element(self, v: int, index: Sequence[PrimExpr]) -> PrimExpr:
         """TIR of a value's element at an index of the space."""

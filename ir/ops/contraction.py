@@ -12,7 +12,7 @@ from plait.ir.builder import Builder, Capture, Value
 from plait.ir.dims import Dim, equal
 from plait.ir.expr import Compute, Expr
 from plait.ir.op import REQUIRED, Call, Op, captures, register
-from plait.ir.ops.shapes import load, pad_or_crop, widen
+from plait.ir.ops.shapes import all_of, load, pad_or_crop, widen
 from plait.ir.types import TensorType
 
 
@@ -169,13 +169,6 @@ def windowed_index(
     return where, tests
 
 
-def all_of(tests: Sequence[Expr]) -> Expr | None:
-    result: Expr | None = None
-    for test in tests:
-        result = test if result is None else result & test
-    return result
-
-
 def _conv_compute(c: Call) -> Compute:
     x, w = c.types
     rank = x.rank - 2
@@ -242,32 +235,33 @@ def spread(values: Any, rank: int) -> tuple[int, ...]:
     return tuple(listed * rank if len(listed) == 1 else listed)
 
 
-@captures("aten.conv1d.default", "aten.conv2d.default", "aten.conv3d.default")
-def _conv(cx: Capture, x: Value, w: Value, bias: Value | None = None, stride: Any = 1,
-          padding: Any = 0, dilation: Any = 1, groups: int = 1) -> Value:  # fmt: skip
+def _emit_conv(cx: Capture, x: Value, w: Value, bias: Value | None, stride: Any,
+               low: tuple[int, ...], high: tuple[int, ...], dilation: Any, groups: int
+               ) -> Value:  # fmt: skip
+    """A convolution of x with or without a batch dimension, and its bias."""
     rank = w.rank - 2
     data = x if x.rank == w.rank else cx.b.reshape(x, (1, *x.shape))
-    pads = spread(padding, rank)
-    out = cx.emit("conv", data, w, stride=spread(stride, rank), low=pads, high=pads,
+    out = cx.emit("conv", data, w, stride=spread(stride, rank), low=low, high=high,
                   dilation=spread(dilation, rank), groups=groups)  # fmt: skip
     if bias is not None:
         out = out + cx.b.reshape(bias, (*bias.shape, *([1] * rank)))
     return cx.b.reshape(out, cx.result[0].shape)
 
 
+@captures("aten.conv1d.default", "aten.conv2d.default", "aten.conv3d.default")
+def _conv(cx: Capture, x: Value, w: Value, bias: Value | None = None, stride: Any = 1,
+          padding: Any = 0, dilation: Any = 1, groups: int = 1) -> Value:  # fmt: skip
+    pads = spread(padding, w.rank - 2)
+    return _emit_conv(cx, x, w, bias, stride, pads, pads, dilation, groups)
+
+
 @captures("aten.conv1d.padding", "aten.conv2d.padding", "aten.conv3d.padding")
 def _conv_same(cx: Capture, x: Value, w: Value, bias: Value | None = None, stride: Any = 1,
                padding: str = "valid", dilation: Any = 1, groups: int = 1) -> Value:  # fmt: skip
-    rank = w.rank - 2
-    data = x if x.rank == w.rank else cx.b.reshape(x, (1, *x.shape))
-    gaps = spread(dilation, rank)
-    kernel = w.type.static("conv")[2:]
+    gaps, kernel = spread(dilation, w.rank - 2), w.type.static("conv")[2:]
     total = [g * (k - 1) if padding == "same" else 0 for g, k in zip(gaps, kernel, strict=True)]
-    out = cx.emit("conv", data, w, stride=spread(stride, rank), low=tuple(p // 2 for p in total),
-                  high=tuple(p - p // 2 for p in total), dilation=gaps, groups=groups)  # fmt: skip
-    if bias is not None:
-        out = out + cx.b.reshape(bias, (*bias.shape, *([1] * rank)))
-    return cx.b.reshape(out, cx.result[0].shape)
+    low, high = tuple(p // 2 for p in total), tuple(p - p // 2 for p in total)
+    return _emit_conv(cx, x, w, bias, stride, low, high, dilation, groups)
 
 
 @captures("aten.convolution.default")

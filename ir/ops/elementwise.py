@@ -87,7 +87,7 @@ def _importer(name: str, arity: int) -> Callable[..., Value]:
     def run(cx: Capture, *args: Any, **_: Any) -> Value:
         picked = args[:arity]
         promoted = rank_order(a.type if isinstance(a, Value) else a for a in picked)
-        compares = cx.dtype == t.bool_ or cx.dtype.kind in "iub"
+        compares = cx.dtype.kind in "iub"
         dtype = promoted if compares else cx.dtype
         out = cx.emit(name, *(cx.tensor(a, dtype) for a in picked))
         return cx.b.cast(out, cx.dtype)

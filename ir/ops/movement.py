@@ -13,7 +13,7 @@ from plait.ir.builder import Capture, Value
 from plait.ir.dims import Dim, equal, product
 from plait.ir.expr import Compute, Expr
 from plait.ir.op import REQUIRED, Call, Op, captures, register
-from plait.ir.ops.shapes import broadcast_load, load, normalize_axis, pad_or_crop
+from plait.ir.ops.shapes import all_of, broadcast_load, load, normalize_axis, pad_or_crop
 from plait.ir.types import TensorType
 
 _MOVEMENT = frozenset({"movement"})
@@ -82,18 +82,10 @@ def _reshape_compute(c: Call) -> Compute:
 
 
 register(
-    Op("reshape", ("x",), _reshape_infer, lambda c, x: x.reshape(_ints(c.shape, x)),
+    Op("reshape", ("x",), _reshape_infer, lambda c, x: x.reshape(c.shape),
        _reshape_compute, attrs={"shape": REQUIRED}, traits=_MOVEMENT,
        doc="x with another shape; row-major order of the logical elements is kept.")
 )  # fmt: skip
-
-
-def _ints(shape: tuple[Dim, ...], x: Any) -> tuple[int, ...]:
-    """A static shape, or one with a single symbolic size found from the element count."""
-    unknown = [d for d in shape if not isinstance(d, int)]
-    if len(unknown) > 1:
-        raise NotImplementedError("reference of a reshape to several symbolic sizes")
-    return tuple(d if isinstance(d, int) else -1 for d in shape)
 
 
 def _transpose_infer(c: Call) -> TensorType:
@@ -190,12 +182,12 @@ def _pad_compute(c: Call) -> Compute:
     x = c.types[0]
     space = e.axes(*_pad_infer(c).shape)
     where: list[Expr] = []
-    inside: Expr | None = None
+    tests: list[Expr] = []
     for a, lo, hi, n in zip(space, c.low, c.high, x.shape, strict=True):
         i = e.index(a) - lo if lo else e.index(a)
         where.append(i)
-        for test in ([i >= 0] if lo > 0 else []) + ([i < e.size(n)] if hi > 0 else []):
-            inside = test if inside is None else inside & test
+        tests += ([i >= 0] if lo > 0 else []) + ([i < e.size(n)] if hi > 0 else [])
+    inside = all_of(tests)
     element = load(0, x, where)
     value = load(1, c.types[1], ())
     return Compute(space, element if inside is None else e.guard(inside, element, value))

@@ -12,7 +12,6 @@ from plait.ir.builder import Capture, Value
 from plait.ir.expr import Compute, Expr
 from plait.ir.op import REQUIRED, Call, Op, captures, register
 from plait.ir.ops.contraction import (
-    all_of,
     require_window,
     spread,
     window_size,
@@ -20,7 +19,7 @@ from plait.ir.ops.contraction import (
     windowed_index,
 )
 from plait.ir.ops.reduction import mean
-from plait.ir.ops.shapes import load, pad_or_crop, widen
+from plait.ir.ops.shapes import all_of, load, pad_or_crop, widen
 from plait.ir.types import TensorType
 
 

@@ -223,7 +223,7 @@ def _cumsum_compute(c: Call) -> Compute:
 
 
 def _cumsum_reference(c: Call, x: Any) -> Any:
-    wide = x.astype(np.float64) if x.dtype == np.float32 else x
+    wide = widen(x)
     return np.cumsum(wide, axis=c.axis, dtype=wide.dtype).astype(x.dtype)
 
 

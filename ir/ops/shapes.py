@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from plait.ir import expr as e
-from plait.ir.builder import Value
 from plait.ir.dims import Dim, equal
 from plait.ir.errors import TypeRuleError
 from plait.ir.types import TensorType
@@ -86,5 +85,9 @@ def pad_or_crop(x: Any, low: Sequence[int], high: Sequence[int], value: Any) -> 
     ]
 
 
-def static(value: Value, stage: str) -> tuple[int, ...]:
-    return value.type.static(stage)
+def all_of(tests: Sequence[e.Expr]) -> e.Expr | None:
+    """The conjunction of tests, None for none."""
+    result: e.Expr | None = None
+    for test in tests:
+        result = test if result is None else result & test
+    return result

@@ -14,9 +14,11 @@ pytest.importorskip("tvm", reason="TVM comes with the compile extra")
 from plait.fuzz.generate import Settings, generate, random_inputs
 from plait.fuzz.samples import SAMPLES, Sample
 from plait.ir import op as ops
+from plait.ir import types as t
 from plait.ir.builder import Builder, Value
 from plait.ir.graph import Graph
 from plait.ir.interp import interpret
+from plait.ir.types import TensorType
 from plait.runtime.compiler import compile_graph
 
 ops.load_all()
@@ -83,6 +85,46 @@ def test_samples(name: str) -> None:
 
 def test_every_op_is_sampled() -> None:
     assert {s.op for part in GROUPS.values() for s in part} == set(ops.OPS) - NOT_COMPILED
+
+
+def _squares(b: Builder, x: Value, g: Value) -> list[Value]:
+    """Reductions of a square, with vectors of its size along its rows."""
+
+    def total(x: Value, keep: bool, kind: str = "sum") -> Value:
+        return b.emit(f"reduce_{kind}", x, axes=(1,), keepdims=keep)
+
+    return [
+        b.emit("layer_norm", x, g, g, dims=1, eps=1e-5),
+        b.emit("rms_norm", x, g, dims=1, eps=1e-5),
+        b.emit("softmax", x + g, axis=1),
+        b.emit("log_softmax", x * g, axis=0),
+        total(x * g, keep=False),
+        total(x * g, keep=False) + g,
+        x - total(x * g, keep=False),
+        x - total(x, keep=True) * g,
+        b.emit("exp", x - total(x, False, "max")) / total(g - x, keep=True),
+    ]
+
+
+def _square_batches(b: Builder, x: Value, g: Value) -> list[Value]:
+    """The same along an inner dimension, beside a dimension of 1."""
+    kept = b.emit("reduce_sum", x * g, axes=(2,), keepdims=False)
+    rows = b.emit("reduce_max", x, axes=(1,), keepdims=False)
+    return [kept + g, x * kept, x - rows, x - b.reshape(rows, (4, 1))]
+
+
+def test_equal_sizes() -> None:
+    """Where sizes are equal, the shape of a value does not tell its dimensions apart."""
+    graphs = []
+    for make, shapes in ((_squares, [(4, 4), (4,)]), (_square_batches, [(1, 4, 4), (1, 4)])):
+        b = Builder(make.__name__)
+        graphs.append(b.finish(make(b, *(b.input(TensorType(t.f32, s)) for s in shapes))))
+    arguments = [random_inputs(g, 1) for g in graphs]
+    found = run_together(graphs, arguments)
+    for graph, given, outputs in zip(graphs, arguments, found, strict=True):
+        for k, (got, want) in enumerate(zip(outputs, interpret(graph, given), strict=True)):
+            gap = difference(got, want, 1e-5, scaled=True)
+            assert not gap, f"{graph.name}, output {k}: {gap}"
 
 
 SEEDS = [range(at, at + 8) for at in range(0, 24, 8)]

@@ -8,6 +8,7 @@ import pytest
 
 from plait.ir import types as t
 from plait.ir.builder import Builder, Value
+from plait.ir.errors import VerifyError
 from plait.ir.graph import Graph
 from plait.ir.types import TensorType
 from plait.ir.verify import verify
@@ -91,7 +92,10 @@ def test_a_norm_is_one_kernel() -> None:
 
 
 def test_sibling_reductions_share_a_pass() -> None:
-    graph = fused(lambda b, x: [total(b, y := x * x), b.emit("reduce_max", y, axes=(1,))], X)
+    def make(b: Builder, x: Value) -> list[Value]:
+        return [total(b, y := x * x), b.emit("reduce_max", y, axes=(1,), keepdims=True)]
+
+    graph = fused(make, X)
     assert bodies(graph) == [["mul", "reduce_sum", "reduce_max"]]
 
 
@@ -173,7 +177,11 @@ def _through_two_groups(b: Builder, x: Value) -> Value:
 
 @pytest.mark.parametrize(
     ("make", "shape"),
-    [(_through_a_product, (4, 4)), (_through_a_view, X), (_through_two_groups, X)],
+    [
+        (_through_a_product, (4, 4)),
+        (_through_a_view, X),
+        (_through_two_groups, X),
+    ],
 )
 def test_no_cycles(make: Any, shape: tuple[int, ...]) -> None:
     fused(make, shape)
@@ -186,6 +194,16 @@ def test_kernels_are_emitted_after_what_they_read() -> None:
         return b.emit("tanh", dot(b, y, w) + late)
 
     fused(make, (6, 6), (6, 6))
+
+
+def test_reductions_that_drop_their_dimensions_are_refused() -> None:
+    """The layout pass keeps them: after it, a shape tells where in a space a value lies."""
+    graph = build(lambda b, x: total(b, x, keepdims=False), X)
+    with pytest.raises(VerifyError, match="reductions that keep their dimensions"):
+        run("fuse", graph)
+    after = run("layout,fuse", graph)
+    assert ops_of(after) == ["kernel", "reshape"]
+    same_meaning(graph, after)
 
 
 def test_opaque_nodes_stand_alone() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from plait.ir.builder import Builder, Value
-from plait.ir.errors import RewriteLoop
+from plait.ir.errors import RewriteLoop, VerifyError
 from plait.ir.graph import Graph, Node
 from plait.passes.context import Context
 from plait.passes.rewrite import (
@@ -21,14 +21,13 @@ from plait.passes.rewrite import (
 from tests.passes.graphs import build, ops_of, random_graphs, same_meaning
 
 
-def rebuilt(graph: Graph, deduplicate: bool = True) -> Graph:
-    return transform(graph, lambda b, node, operands: None, deduplicate)
+def rebuilt(graph: Graph) -> Graph:
+    return transform(graph, lambda b, node, operands: None)
 
 
 def test_equal_nodes_are_built_once() -> None:
     graph = build(lambda b, x: b.emit("exp", x + 1.0) * b.emit("exp", x + 1.0), (3,))
     assert ops_of(rebuilt(graph)) == ["constant", "add", "exp", "mul"]
-    assert rebuilt(graph, deduplicate=False) == graph
     same_meaning(graph, rebuilt(graph))
 
 
@@ -112,14 +111,25 @@ def test_a_match_knows_constants_and_uses() -> None:
 
     @rule("mul")
     def look(m: Match) -> Replacement:
-        seen.append((m.scalar(m.operands[1]), m.uses))
-        assert m.producer(0) is None and m.constant(m.operands[0]) is None
+        seen.append((m.scalar(m.operands[1]), tuple(map(m.readers, m.operands))))
+        assert m.constant(m.operands[0]) is None
         return None
 
     ones = np.ones((2, 2), np.float32)
     graph = build(lambda b, x: [x * 2.0, b.emit("mul", x, b.constant(ones)), x * x], (2, 2))
     apply_rules(graph, [look], Context())
     assert seen == [(2.0, (4, 1)), (1.0, (4, 1)), (None, (4, 4))]
+
+
+@rule("neg")
+def broadcast_wrongly(m: Match) -> Replacement:
+    return m.b.emit("broadcast_to", m.operands[0], shape=(2, 3))
+
+
+def test_a_replacement_of_another_type_is_an_error() -> None:
+    graph = build(lambda b, x: b.emit("neg", x), (3,))
+    with pytest.raises(VerifyError, match=r"rule broadcast-wrongly: gives .* for neg of"):
+        apply_rules(graph, [broadcast_wrongly], Context())
 
 
 def test_replacements_keep_the_location() -> None:
