@@ -26,10 +26,11 @@ from plait.codegen.plan import (
     place_weights,
 )
 from plait.codegen.target import Target
-from plait.ir.errors import PlanError, UnsupportedOp
+from plait.ir import op as ops
+from plait.ir.errors import PlanError, Unsupported, UnsupportedOp
 from plait.ir.graph import Blob, Graph
 from plait.ir.layout import row_major
-from plait.ir.types import TensorType
+from plait.ir.types import TensorType, bf16
 from plait.passes.context import Context
 from plait.passes.hooks import Timing
 from plait.passes.memory import MemoryPlan
@@ -41,6 +42,7 @@ from plait.runtime.executor import CompiledModel
 from plait.runtime.loader import Library
 
 SELECTIONS, MACHINES = "selections", "machines"  # kinds of cache entries
+_MOVES = frozenset({"movement", "gather", "layout"})  # traits of ops that compute nothing
 Progress = Callable[[str, int, int], None]
 
 
@@ -110,13 +112,12 @@ def compile_graph(
 
     `cpu` is an LLVM CPU name or `native`; `progress(stage, done, total)` is told of each kernel;
     `output_names` are those of the outputs in order (default: `output0` and so on).
-    Raises the errors of the passes, `UnsupportedSymbol` for symbolic sizes, `CompileFailure`.
+    Raises the errors of the passes, `UnsupportedSymbol` for symbolic sizes, `Unsupported` for
+    arithmetic in bfloat16, `CompileFailure`.
     """
     from plait.codegen.tvm.target import cpu_target
 
-    for node in graph.nodes:
-        if node.op == "aten":
-            raise UnsupportedOp(node.attrs["target"], node.loc)
+    _check_has_code(graph)
     began = time.perf_counter()
     timing = Timing()
     cache = cache or KernelCache()
@@ -147,6 +148,22 @@ def compile_graph(
         seconds,
         builder.built,
     )
+
+
+def _check_has_code(graph: Graph) -> None:
+    """Raise `Unsupported` for the first node that the CPU has no code for.
+
+    TVM rounds bfloat16 at other places than torch and loses its NaNs: it is moved and cast only.
+    """
+    for k, node in enumerate(graph.nodes):
+        if node.op == "aten":
+            raise UnsupportedOp(node.attrs["target"], node.loc)
+        moves = node.op in ("cast", "constant") or ops.get(node.op).traits & _MOVES
+        touched = (*node.operands, *graph.results(k))
+        if not moves and any(graph.types[v].dtype == bf16 for v in touched):
+            where = f" (from {node.loc})" if node.loc else ""
+            raise Unsupported(f"operator {node.op!r} computes in bfloat16, for which the CPU has "
+                              f"no code: cast its operands to float32{where}")  # fmt: skip
 
 
 class _Kernels:

@@ -14,7 +14,13 @@ from plait.codegen.plan import Call, Copy, PointerArg
 from plait.ir import types as t
 from plait.ir.builder import Builder, Value
 from plait.ir.dims import symbol
-from plait.ir.errors import PlanError, UnknownName, UnsupportedOp, UnsupportedSymbol
+from plait.ir.errors import (
+    PlanError,
+    UnknownName,
+    Unsupported,
+    UnsupportedOp,
+    UnsupportedSymbol,
+)
 from plait.ir.graph import Graph
 from plait.ir.interp import interpret
 from plait.ir.types import TensorType
@@ -194,6 +200,39 @@ def test_a_fallback_has_no_lowering() -> None:
     with pytest.raises(UnsupportedOp, match=r"aten.bernoulli.default.*drop\.py:9") as e:
         compile_graph(b.finish([y]))
     assert e.value.exit_code == 3
+
+
+@pytest.mark.parametrize("fn", [
+    lambda b, x: x + x,
+    lambda b, x: b.emit("relu", x),
+    lambda b, x: b.emit("isnan", x),
+    lambda b, x: b.emit("softmax", x, axis=0),
+    lambda b, x: b.emit("reduce_max", x, axes=(0,)),
+])  # fmt: skip
+def test_arithmetic_in_bfloat16_is_refused(fn: Any) -> None:
+    with pytest.raises(Unsupported, match="in bfloat16, for which the CPU has no code: cast"):
+        compile_graph(make(fn, TensorType(t.bf16, (4,))))
+
+
+def test_bfloat16_is_moved_and_cast() -> None:
+    """To the nearest, ties to even, NaN and infinities kept."""
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+
+    def fn(b: Builder, x: Value, at: Value) -> list[Value]:
+        y = b.emit("cast", x, dtype=t.bf16)
+        taken = b.emit("take", b.transpose(b.reshape(y, (2, 4)), (1, 0)), at)
+        return [y, taken, b.emit("cast", y, dtype=t.f32)]
+
+    x = np.array([1, 1 + 2**-8, 1 + 3 * 2**-8, 3.4e38, np.nan, np.inf, -0.0, 1e-40], np.float32)
+    at = np.array([3, 0], np.int64)
+    module = compile_graph(make(fn, TensorType(t.f32, (8,)), TensorType(t.i64, (2,))))
+    with np.errstate(over="ignore"):
+        want = x.astype(ml_dtypes.bfloat16).astype(np.float32)
+    y, taken, back = module.load()(x, at)
+    for got, expected in ((y, want), (taken, want.reshape(2, 4).T[at])):
+        wide = got.view(ml_dtypes.bfloat16).astype(np.float32)
+        np.testing.assert_array_equal(wide, expected)
+    np.testing.assert_array_equal(back, want)
 
 
 def test_symbolic_sizes_are_refused() -> None:
