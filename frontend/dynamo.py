@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import SymInt, Tensor, fx
 from torch._dynamo.backends.common import aot_autograd
-from torch._functorch._aot_autograd.schemas import OutputType
+from torch._functorch._aot_autograd.schemas import OutputType, SubclassCreationMeta
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch._guards import TracingContext
 from torch._subclasses.functional_tensor import FunctionalTensor
@@ -29,7 +29,14 @@ from plait.frontend import options as backend_options
 from plait.frontend.importer import COMPUTED, Fallback, import_graph
 from plait.frontend.options import Options
 from plait.frontend.program import Compile, Program, Run, interpreted
-from plait.frontend.tensors import FROM_TORCH, blob_of, dim_of, row_major, stride_order
+from plait.frontend.tensors import (
+    FROM_TORCH,
+    blob_of,
+    dim_of,
+    is_dense,
+    row_major,
+    stride_order,
+)
 from plait.frontend.weights import Watch
 from plait.ir.errors import Unsupported, UnsupportedOp
 from plait.ir.logs import logger
@@ -102,10 +109,16 @@ def _compile(
     return run
 
 
-def _needs_no_wrapper(module: fx.GraphModule) -> bool:
-    """Whether a functional graph does all of the original's work: no mutation, no alias."""
+def _metadata() -> Any:
+    """What AOTAutograd knows of the graph that is being compiled (ViewAndMutationMeta), or None."""
     context = TracingContext.try_get()
-    meta = context.fw_metadata if context is not None else None
+    return context.fw_metadata if context is not None else None
+
+
+def _needs_no_wrapper(module: fx.GraphModule) -> bool:
+    """Whether a functional graph does all of the original's work: no mutation, no alias, no
+    subclass to take apart."""
+    meta = _metadata()
     if meta is None or meta.num_intermediate_bases or meta.tokens:
         return False
     if meta.grad_enabled_mutation is not None:
@@ -114,6 +127,7 @@ def _needs_no_wrapper(module: fx.GraphModule) -> bool:
     (output,) = (n for n in module.graph.nodes if n.op == "output")
     return (
         len(placeholders) == len(meta.input_info)
+        and not any(isinstance(i, SubclassCreationMeta) for i in meta.subclass_inp_meta)
         and not any(i.mutates_data or i.mutates_metadata for i in meta.input_info)
         and len(output.args[0]) == len(meta.output_info)
         and all(o.output_type == OutputType.non_alias for o in meta.output_info)
@@ -123,8 +137,7 @@ def _needs_no_wrapper(module: fx.GraphModule) -> bool:
 
 def _static_inputs(module: fx.GraphModule, settings: Options, role: str) -> tuple[int, ...]:
     """Positions of the placeholders that are parameters and buffers which the graph only reads."""
-    context = TracingContext.try_get()
-    meta = context.fw_metadata if context is not None else None
+    meta = _metadata()
     if role != "inference" or settings.freeze == "never" or meta is None:
         return ()
     count = sum(node.op == "placeholder" for node in module.graph.nodes)
@@ -196,47 +209,36 @@ class CompiledGraph:
         if self.reason_eager:
             return tuple(self.module(*args))
         sizes = {name: _read_size(args, source) for name, source in self._sizes.items()}
-        weights = [args[k] for k in self._static]
-        key = self._key(args, sizes) if sizes else ()
-        variant = self._find(key, weights)
+        key = _key(args, sizes)
+        variant = self._find(key, args)
         if variant is None:
-            with self._lock:
-                weights = [args[k] for k in self._static]  # another thread may have unfrozen them
-                variant = self._find(key, weights) or self._new(key, args, sizes, weights)
+            with self._lock:  # another thread may have compiled it, or unfrozen the weights
+                variant = self._find(key, args) or self._new(key, args, sizes)
             if variant is None:
                 return tuple(self.module(*args))
         return _run(variant, args)
 
-    def _key(self, args: Sequence[Any], sizes: Mapping[str, int]) -> Any:
-        """What a variant is specialised to. Dynamo guards strides, but not of symbolic sizes."""
-        if not sizes:
-            return ()
-        strides = tuple(x.stride() for x in args if isinstance(x, Tensor))
-        return (*sizes.values(), strides)
-
-    def _find(self, key: Any, weights: Sequence[Tensor]) -> _Variant | None:
+    def _find(self, key: Any, args: Sequence[Any]) -> _Variant | None:
+        weights = [args[k] for k in self._static]
         for variant in self._variants.get(key, ()):
-            if variant.watch is None:
-                return variant
-            if variant.watch.same_objects(weights):
-                if self.settings.freeze == "always" or variant.watch.unchanged(weights):
-                    return variant
-                return None
+            state = "same" if variant.watch is None else variant.watch.state(weights)
+            if state != "other":
+                return variant if state == "same" else None
         return None
 
-    def _new(
-        self, key: Any, args: Sequence[Any], sizes: Mapping[str, int], weights: Sequence[Tensor]
-    ) -> _Variant | None:
+    def _new(self, key: Any, args: Sequence[Any], sizes: Mapping[str, int]) -> _Variant | None:
         """Compile a variant; None when torch must run the graph, which is then remembered."""
+        self._static = tuple(k for k in self._static if _can_freeze(args[k]))
+        weights = [args[k] for k in self._static]
         known = self._variants.get(key, [])
         if not known and len(self._variants) >= MOST_SIZES:
             self._say(f"it has been compiled for {MOST_SIZES} sets of sizes already")
             return None
-        kept = [v for v in known if v.watch is None or not v.watch.same_objects(weights)]
+        kept = [v for v in known if v.watch is None or v.watch.state(weights) == "other"]
         self.repacks += len(known) - len(kept)
         if self.repacks > MOST_REPACKS or len(kept) >= MOST_WEIGHTS:
             _log.info("%s: weights keep changing, they are inputs from now on", self.role)
-            self._static, weights, kept = (), (), []
+            self._static, weights, kept = (), [], []
             self._variants.clear()
         try:
             variant = self._build(args, sizes, weights)
@@ -259,9 +261,9 @@ class CompiledGraph:
         self, args: Sequence[Any], sizes: Mapping[str, int], weights: Sequence[Tensor]
     ) -> _Variant:
         names = [node.name for node in self._placeholders]
-        watch = Watch(weights) if weights else None  # before they are read
+        values = self.settings.freeze != "always"
+        watch = Watch(weights, values) if weights else None  # before they are read
         frozen = dict(zip(self._static, weights, strict=True))
-        frozen = {k: t for k, t in frozen.items() if t.dtype != torch.bfloat16}
         orders = {
             k: stride_order(x.shape, x.stride()) if _computed(x) else None
             for k, x in enumerate(args)
@@ -286,6 +288,18 @@ class CompiledGraph:
         return _Variant(program, imported.outputs, permuted, returned, watch)
 
 
+def _key(args: Sequence[Any], sizes: Mapping[str, int]) -> Any:
+    """What a variant is specialised to. Dynamo guards strides, but not of symbolic sizes."""
+    if not sizes:
+        return ()
+    return (*sizes.values(), tuple(x.stride() for x in args if isinstance(x, Tensor)))
+
+
+def _can_freeze(tensor: Tensor) -> bool:
+    """Whether the tensor's memory can become a constant; Dynamo guards all that this looks at."""
+    return is_dense(tensor) and tensor.dtype != torch.bfloat16
+
+
 def _compiler(settings: Options) -> Compile:
     return interpreted if settings.executor == "interpreter" else native.compiler(settings)
 
@@ -294,7 +308,7 @@ def _run(variant: _Variant, args: Sequence[Any]) -> tuple[Any, ...]:
     if variant.direct is not None:
         run, positions = variant.direct
         given = [args[k] for k in positions]
-        if all(x.is_contiguous() and not (x.requires_grad or x.is_neg()) for x in given):
+        if all(is_dense(x) and x.is_contiguous() and not x.requires_grad for x in given):
             return tuple(run(given))
     inputs = [args[k] if order is None else args[k].permute(order) for k, order in variant.orders]
     tensors = variant.program(inputs)

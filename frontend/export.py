@@ -21,11 +21,12 @@ from torch.utils import _pytree as pytree
 
 from plait.frontend import decompositions
 from plait.frontend.importer import Fallback, import_graph
-from plait.frontend.tensors import blob_of, dense, to_numpy
+from plait.frontend.tensors import blob_of, dense, is_dense
 from plait.ir import dims
 from plait.ir.dims import Dim
 from plait.ir.errors import PlaitError, Unsupported, UsageError
 from plait.ir.graph import Blob, Graph
+from plait.ir.ops.aten import to_numpy
 
 # Per input, the dimensions that vary: index to name and inclusive range.
 Dynamic: TypeAlias = Mapping[str, Mapping[int, tuple[str, int, int]]]
@@ -178,8 +179,9 @@ def _constants(program: ExportedProgram) -> dict[str, Blob]:
         tensor = program.state_dict.get(spec.target, program.constants.get(spec.target))
         if not isinstance(tensor, Tensor):
             raise Unsupported(f"the model holds {spec.target!r}, which is not a tensor")
-        key = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
-        if key not in shared or not tensor.numel():
+        own = is_dense(tensor) and tensor.numel() > 0  # else the address says nothing of values
+        key = (own, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if key not in shared or not own:
             shared[key] = blob_of(tensor, spec.target)
         found[spec.arg.name] = shared[key]
     return found

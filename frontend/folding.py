@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from plait.frontend.tensors import dense, to_numpy
+from plait.frontend.tensors import dense
 from plait.ir.builder import Builder, Value
 from plait.ir.dims import is_static
 from plait.ir.graph import Graph, Node
 from plait.ir.interp import interpret
+from plait.ir.ops.aten import to_numpy
 from plait.ir.types import TensorType, bf16
 
 MOST_NODES = 256

@@ -19,14 +19,14 @@ from torch.utils import _pytree as pytree
 
 from plait.frontend import folding
 from plait.frontend.aten import Arguments
-from plait.frontend.tensors import Sizes, blob_of, dtype_of, number_of, to_torch, type_of
+from plait.frontend.tensors import Sizes, blob_of, dtype_of, number_of, type_of
 from plait.ir import op as ops
 from plait.ir import types
 from plait.ir.builder import Builder, Capture, Value
 from plait.ir.errors import PlaitError, Unsupported
 from plait.ir.graph import Blob, Graph
 from plait.ir.logs import logger
-from plait.ir.ops.aten import call
+from plait.ir.ops.aten import bind, to_torch
 from plait.ir.types import TensorType
 
 _log = logger(__name__)
@@ -311,7 +311,7 @@ def _folded(
         return None
     types = [v.type for v in arguments.operands]
     tensors = [to_torch(a, ty) for a, ty in zip(arrays, types, strict=True)]
-    return folding.constants(b, call(target, text, tensors), results)
+    return folding.constants(b, bind(target, text)(tensors), results)
 
 
 def _structured(value: Any, take: Callable[[], Value], sizes: Sizes | None) -> Any:

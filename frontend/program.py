@@ -9,11 +9,11 @@ from typing import TypeAlias
 from torch import Tensor
 
 from plait.frontend.segments import HostCall, Segment, last_uses, split
-from plait.frontend.tensors import TO_TORCH, dense, to_numpy, to_torch
+from plait.frontend.tensors import TO_TORCH, dense
 from plait.ir.errors import PlaitError
 from plait.ir.graph import Graph
 from plait.ir.interp import interpret
-from plait.ir.ops import aten
+from plait.ir.ops.aten import bind, to_numpy, to_torch
 
 # Takes dense row-major tensors without autograd state; gives new dense row-major tensors.
 Run: TypeAlias = Callable[[Sequence[Tensor]], Sequence[Tensor]]
@@ -98,7 +98,8 @@ def host_call(step: HostCall, read: Set[int]) -> Run:
     Those must have the types that torch's shape rules gave at capture. Others need not: the rule
     for the workspace of a recurrent layer is known to be wrong.
     """
-    target, arguments = step.node.attrs["target"], step.node.attrs["arguments"]
+    target = step.node.attrs["target"]
+    call = bind(target, step.node.attrs["arguments"])
     expected = {
         k: (TO_TORCH[ty.dtype], ty.static(target))
         for k, (ty, value) in enumerate(zip(step.node.types, step.results, strict=True))
@@ -106,7 +107,7 @@ def host_call(step: HostCall, read: Set[int]) -> Run:
     }
 
     def run(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-        results = [dense(t) for t in aten.call(target, arguments, tensors)]
+        results = [dense(t) for t in call(tensors)]
         for k, want in expected.items():
             found = results[k].dtype, tuple(results[k].shape)
             if found != want:

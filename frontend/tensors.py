@@ -6,17 +6,16 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import sympy  # type: ignore[import-untyped]
 import torch
-from numpy.typing import NDArray
-from torch import SymBool, SymFloat, SymInt, Tensor
+from torch import SymBool, SymFloat, SymInt, Tensor, nn
 from torch.utils._sympy.functions import CleanDiv, FloorDiv
 
 from plait.ir import dims, types
 from plait.ir.dims import Dim
 from plait.ir.errors import Unsupported
 from plait.ir.graph import Blob
+from plait.ir.ops.aten import to_numpy
 from plait.ir.types import DType, TensorType
 
 TO_TORCH: dict[DType, torch.dtype] = {d: getattr(torch, d.name) for d in types.DTYPES.values()}
@@ -39,9 +38,13 @@ def type_of(value: Tensor, sizes: Sizes | None = None) -> TensorType:
 
     `sizes` gives symbolic sizes a value by name; without it they stay symbols.
     """
+    _require_strided(value)
+    return TensorType(dtype_of(value.dtype), tuple(dim_of(n, sizes) for n in value.shape))
+
+
+def _require_strided(value: Tensor) -> None:
     if value.layout is not torch.strided or value.device.type != "cpu":
         raise Unsupported(f"a tensor of layout {value.layout} on {value.device} is not supported")
-    return TensorType(dtype_of(value.dtype), tuple(dim_of(n, sizes) for n in value.shape))
 
 
 def dim_of(size: int | SymInt, sizes: Sizes | None = None) -> Dim:
@@ -144,26 +147,35 @@ def stride_order(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...
     return tuple(d if shape[d] == 1 else next(places) for d in range(len(shape)))
 
 
+_PLAIN = (Tensor, nn.Parameter)
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether the elements lie in the tensor's memory as they are, at its strides.
+
+    Those of zero tensors and of conjugate and negative views are made when they are read; sparse
+    tensors, subclasses and tensors on other devices keep theirs in ways of their own.
+    """
+    return (
+        type(tensor) in _PLAIN
+        and tensor.is_cpu
+        and tensor.layout is torch.strided
+        and not (tensor.is_conj() or tensor.is_neg() or tensor._is_zerotensor())
+    )
+
+
 def dense(tensor: Tensor) -> Tensor:
-    """The tensor row-major in memory of its own kind: no gradient, nothing lazy."""
+    """The tensor row-major in memory of its own kind: no gradient, nothing lazy.
+
+    Raises `Unsupported` for a tensor that is sparse or not on the CPU.
+    """
     plain = tensor.detach() if tensor.requires_grad else tensor
+    if is_dense(plain):
+        return plain.contiguous()
+    _require_strided(plain)
     if plain._is_zerotensor():
         return torch.zeros(plain.shape, dtype=plain.dtype)
-    if plain.is_conj() or plain.is_neg():
-        plain = plain.resolve_conj().resolve_neg()
-    return plain.contiguous()
-
-
-def to_numpy(tensor: Tensor) -> NDArray[Any]:
-    """A dense tensor's memory as an array; bfloat16 as its 16 bits."""
-    bits = tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor
-    array: NDArray[Any] = bits.numpy()
-    return array
-
-
-def to_torch(array: NDArray[Any], type: TensorType) -> Tensor:
-    """A new tensor with the array's elements."""
-    return torch.from_numpy(np.array(array, order="C")).view(TO_TORCH[type.dtype])
+    return plain.resolve_conj().resolve_neg().as_subclass(Tensor).contiguous()
 
 
 def blob_of(tensor: Tensor, name: str = "") -> Blob:

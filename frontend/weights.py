@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from numpy.typing import NDArray
@@ -14,19 +13,11 @@ from torch import Tensor
 _Array: TypeAlias = NDArray[Any]
 _SAMPLES = 8
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-@dataclass(frozen=True)
-class _Mark:
-    """What is compared of one tensor at every call."""
-
-    ref: weakref.ref[Tensor]
-    pointer: int
-    version: int | None  # None for an inference tensor, which has no counter
+_NOTHING = torch.empty(0, dtype=torch.uint8).numpy()
 
 
 class Watch:
-    """Remembers tensors whose values were compiled in.
+    """Remembers dense tensors (`plait.frontend.tensors.is_dense`) whose values were compiled in.
 
     A tensor is held to be unchanged when it is the same object at the same address with the same
     version counter, and a few of its elements are the same bits. The counter sees every in-place
@@ -35,40 +26,46 @@ class Watch:
     unnoticed: `freeze="never"` is for programs that do that.
     """
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
+    def __init__(self, tensors: Sequence[Tensor], values: bool = True) -> None:
+        """Without `values`, only other objects are noticed and no change of these."""
+        self._values = values
+        samples = [_sample(tensor) for tensor in tensors]
         self._marks = [
-            _Mark(weakref.ref(t), t.data_ptr(), None if t.is_inference() else t._version)
-            for t in tensors
+            (weakref.ref(tensor), tensor.data_ptr(), _version(tensor), sample, sample.tobytes())
+            for tensor, sample in zip(tensors, samples, strict=True)
         ]
-        self._views = _samples(tensors)
-        self._saved = self._read()
 
-    def same_objects(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether these are the tensors that were compiled in."""
-        return all(m.ref() is t for m, t in zip(self._marks, tensors, strict=True))
-
-    def unchanged(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether the tensors, known to be the same objects, still hold the same values."""
-        for mark, tensor in zip(self._marks, tensors, strict=True):
-            if mark.pointer != tensor.data_ptr():
-                return False
-            if mark.version is not None and mark.version != tensor._version:
-                return False
-        return self._saved == self._read()
-
-    def _read(self) -> list[bytes]:
-        return [view.tobytes() for view in self._views]
+    def state(self, tensors: Sequence[Tensor]) -> Literal["same", "changed", "other"]:
+        """Whether these are the tensors that were compiled in, with the values they had then."""
+        if len(tensors) != len(self._marks):
+            return "other"
+        changed = False
+        for tensor, (ref, pointer, version, sample, bits) in zip(tensors, self._marks, strict=True):
+            if ref() is not tensor:
+                return "other"
+            if self._values and not changed:
+                changed = (
+                    pointer != tensor.data_ptr()
+                    or version != _version(tensor)
+                    or bits != sample.tobytes()
+                )
+        return "changed" if changed else "same"
 
 
-def _samples(tensors: Sequence[Tensor]) -> list[_Array]:
-    """Views of some elements of every tensor as integers."""
-    found: list[_Array] = []
-    for tensor in tensors:
-        real = torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
-        if not real.numel():
-            continue
-        size = real.element_size()
-        length = real.untyped_storage().nbytes() // size - real.storage_offset()
-        flat = real.as_strided((length,), (1,)).view(_BITS[size])
-        found.append(flat[:: max(1, (length - 1) // (_SAMPLES - 1))].numpy())
+def _version(tensor: Tensor) -> int:
+    """The version counter; an inference tensor has none."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def _sample(tensor: Tensor) -> _Array:
+    """A view of some elements as integers, from the first to near the last.
+
+    Of a tensor with gaps, some of them may lie in the gaps.
+    """
+    real = torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
+    if not real.numel():
+        return _NOTHING
+    extent = 1 + sum((n - 1) * s for n, s in zip(real.shape, real.stride(), strict=True))
+    flat = real.as_strided((extent,), (1,)).view(_BITS[real.element_size()])
+    found: _Array = flat[:: max(1, (extent - 1) // (_SAMPLES - 1))].numpy()
     return found

@@ -14,22 +14,17 @@ from __future__ import annotations
 
 import json
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache, reduce
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from plait.ir.errors import UnsupportedOp
 from plait.ir.graph import Node
 from plait.ir.op import REQUIRED, Call, Op, register
 from plait.ir.types import DTYPES, TensorType
-
-
-@lru_cache(1024)
-def resolve(target: str) -> Any:
-    """The torch operator called `target`, for instance ``aten.sort.stable``."""
-    import torch
-
-    return reduce(getattr, target.split("."), torch.ops)
 
 
 @lru_cache(1024)
@@ -63,15 +58,23 @@ def _decode(value: Any, tensors: Sequence[Any], target: str) -> Any:
     raise UnsupportedOp(f"{target} with the symbolic size {content}")
 
 
-def call(target: str, arguments: str, tensors: Sequence[Any]) -> list[Any]:
-    """Run the operator on torch tensors.
+def bind(target: str, arguments: str) -> Callable[[Sequence[Any]], list[Any]]:
+    """The call of an operator, for instance ``aten.sort.stable``, as a function of torch tensors.
 
-    Gives its tensor results in order, nested lists unrolled, results of other types dropped.
+    It gives the tensor results in order, nested lists unrolled, results of other types dropped.
     """
+    import torch
+
+    operators: Any = torch.ops
+    function = reduce(getattr, target.split("."), operators)
     data = _parse(arguments)
-    args = _decode(data["args"], tensors, target)
-    kwargs = {name: _decode(value, tensors, target) for name, value in data["kwargs"].items()}
-    return _tensors(resolve(target)(*args, **kwargs))
+
+    def run(tensors: Sequence[Any]) -> list[Any]:
+        args = _decode(data["args"], tensors, target)
+        kwargs = {name: _decode(value, tensors, target) for name, value in data["kwargs"].items()}
+        return _tensors(function(*args, **kwargs))
+
+    return run
 
 
 def _tensors(out: Any) -> list[Any]:
@@ -89,20 +92,27 @@ def _infer(c: Call) -> tuple[TensorType, ...]:
     )
 
 
-def _reference(c: Call, *arrays: Any) -> Any:
-    """Run through torch on copies, since an operator may keep or change its operands."""
-    import numpy as np
+def to_torch(array: NDArray[Any], type: TensorType) -> Any:
+    """A new torch tensor with the array's elements."""
     import torch
 
-    def to_torch(array: Any, type: TensorType) -> Any:
-        return torch.from_numpy(np.array(array, order="C")).view(getattr(torch, type.dtype.name))
+    return torch.from_numpy(np.array(array, order="C")).view(getattr(torch, type.dtype.name))
 
-    def to_numpy(tensor: Any) -> Any:
-        dense = tensor.detach().resolve_conj().resolve_neg().contiguous()
-        return (dense.view(torch.uint16) if dense.dtype == torch.bfloat16 else dense).numpy()
 
+def to_numpy(tensor: Any) -> NDArray[Any]:
+    """A torch tensor's elements, its memory itself where it can be; bfloat16 as its 16 bits."""
+    import torch
+
+    bits = tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor
+    array: NDArray[Any] = bits.numpy(force=True)
+    return array
+
+
+def _reference(c: Call, *arrays: Any) -> Any:
+    """Run through torch on copies, since an operator may keep or change its operands."""
     tensors = [to_torch(a, ty) for a, ty in zip(arrays, c.types, strict=True)]
-    results = [to_numpy(result) for result in call(c.target, c.arguments, tensors)]
+    found = bind(c.target, c.arguments)(tensors)
+    results = [to_numpy(result.contiguous()) for result in found]
     return results[0] if len(results) == 1 else tuple(results)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from plait.frontend import dynamo
 from plait.frontend.dynamo import CompiledGraph
+from plait.frontend.tensors import is_dense
 
 
 @pytest.fixture(autouse=True)
@@ -86,6 +87,87 @@ def test_inputs_of_any_strides(view: Callable[[Tensor], Tensor]) -> None:
 
     x = view(torch.randn(6, 8))
     torch.testing.assert_close(compiled(function)(x), function(x))
+
+
+def zero() -> Tensor:
+    found: Tensor = torch.ops.aten._efficientzerotensor((3, 4))
+    return found
+
+
+def negative() -> Tensor:
+    found: Tensor = torch.ops.aten._neg_view(torch.randn(3, 4))
+    return found
+
+
+def conjugate() -> Tensor:
+    return torch.randn(3, 4, dtype=torch.complex64).conj()
+
+
+@pytest.mark.parametrize("make", [zero, negative, conjugate])
+@pytest.mark.parametrize("executor", ["native", "interpreter"])
+def test_tensors_whose_memory_holds_other_elements(
+    make: Callable[[], Tensor], executor: str
+) -> None:
+    """As input and as a buffer of the model, frozen or read at every call."""
+
+    class Shift(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shift = nn.Buffer(make())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x + self.shift).real * 2
+
+    x, y, model = make(), torch.randn(3, 4), Shift()
+    assert not is_dense(x)
+    with torch.no_grad():
+        same(compiled(lambda x: torch.abs(x + 1), executor=executor)(x), torch.abs(x + 1))
+        for freeze in ("auto", "never"):
+            same(compiled(model, executor=executor, freeze=freeze)(y), model(y))
+
+
+class Boxed(Tensor):
+    """A subclass that keeps its elements in another tensor, and gives plain results, doubled."""
+
+    inner: Tensor
+
+    @staticmethod
+    def __new__(cls, inner: Tensor) -> Boxed:
+        shape, dtype = inner.shape, inner.dtype
+        made: Boxed = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls, shape, strides=inner.stride(), dtype=dtype, device=inner.device
+        )
+        made.inner = inner
+        return made
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["inner"], None
+
+    @staticmethod
+    def __tensor_unflatten__(inner: dict[str, Tensor], *_: Any) -> Boxed:
+        return Boxed(inner["inner"])
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, types: Any, args: Any, kwargs: Any = None) -> Any:
+        inner = [a.inner if isinstance(a, Boxed) else a for a in args]
+        return function(*inner, **(kwargs or {})) * 2
+
+
+def test_subclasses_are_taken_apart() -> None:
+    x = Boxed(torch.randn(3, 4))
+    with torch.no_grad():
+        same(compiled(lambda x: x + 1, executor="native")(x), (x.inner + 1) * 2)
+
+
+class Named(Tensor):
+    """A subclass that is a tensor like any other."""
+
+
+def test_subclasses_that_hold_their_elements() -> None:
+    x = torch.randn(3, 4)
+    with torch.no_grad():
+        found = compiled(torch.exp, executor="native")(x.as_subclass(Named))
+        torch.testing.assert_close(found.as_subclass(Tensor), torch.exp(x))
 
 
 def test_result_that_is_the_input() -> None:

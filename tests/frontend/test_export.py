@@ -67,6 +67,19 @@ def test_names_and_tied_weights() -> None:
     check(model)
 
 
+def test_a_view_that_conjugates_is_no_tied_weight() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            weight = torch.randn(3, dtype=torch.complex64)
+            self.plain, self.turned = nn.Buffer(weight), nn.Buffer(weight.conj())
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return torch.view_as_real(self.plain), torch.view_as_real(self.turned.resolve_conj())
+
+    check(capture(Both(), (torch.randn(3),)))
+
+
 def test_nodes_know_their_source() -> None:
     model = capture(Tied(), (torch.randn(2, 4), torch.tensor(3.0)))
     locations = {n.op: n.loc for n in model.graph.nodes}
