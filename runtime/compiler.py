@@ -153,7 +153,7 @@ def compile_graph(
 def _check_has_code(graph: Graph) -> None:
     """Raise `Unsupported` for the first node that the CPU has no code for.
 
-    TVM rounds bfloat16 at other places than torch and loses its NaNs: it is moved and cast only.
+    TVM rounds bfloat16 elsewhere than torch and loses its NaNs, so it is only moved and cast.
     """
     for k, node in enumerate(graph.nodes):
         if node.op == "aten":

@@ -26,15 +26,14 @@ def lower(
     expr: Expr,
     load: LoadRule,
     axes: Mapping[e.Axis, PrimExpr],
-    extra: Callable[[Expr], PrimExpr | None] | None = None,
 ) -> PrimExpr:
     """The TIR expression of `expr`.
 
     `load(k, index)` reads operand k at a logical index of int32 expressions; `axes` gives the
-    loop variables; `extra` may translate a node itself.  A remaining reduction is an error:
-    templates take reductions apart before they lower.
+    loop variables.  A remaining reduction is an error: templates take reductions apart before they
+    lower.
     """
-    return _Lowering(load, axes, extra).scope(expr, {})
+    return _Lowering(load, axes).scope(expr, {})
 
 
 class _Lowering:
@@ -42,9 +41,8 @@ class _Lowering:
         self,
         load: LoadRule,
         axes: Mapping[e.Axis, PrimExpr],
-        extra: Callable[[Expr], PrimExpr | None] | None,
     ) -> None:
-        self.load, self.axes, self.extra = load, axes, extra
+        self.load, self.axes = load, axes
         self._index: dict[int, bool] = {}
 
     def scope(self, root: Expr, outer: dict[int, PrimExpr]) -> PrimExpr:
@@ -88,10 +86,6 @@ class _Lowering:
         return self._index[id(node)]
 
     def node(self, node: Expr, memo: dict[int, PrimExpr]) -> PrimExpr:
-        if self.extra is not None:
-            found = self.extra(node)
-            if found is not None:
-                return found
         match node:
             case e.Index():
                 return self.axes[node.axis]
@@ -156,9 +150,32 @@ def _unify(a: PrimExpr, b: PrimExpr) -> tuple[PrimExpr, PrimExpr]:
 
 
 def _cast(value: PrimExpr, source: t.DType, target: t.DType) -> PrimExpr:
+    if source == target == t.bf16:
+        return value
+    if source == t.bf16:
+        value = tirx.reinterpret("float32", value.astype("uint32") << const(16, "uint32"))
+    if target == t.bf16:
+        return _bf16_bits(value.astype("float32"))
     have = dtype_of(value)
     if target.kind == "b":
         return value if have == "bool" else tirx.NE(value, const(0, have))
     if have == tir_dtype(target):
         return value
     return value.astype(tir_dtype(target))
+
+
+def _bf16_bits(value: PrimExpr) -> PrimExpr:
+    """A float32 rounded to bfloat16, ties to even.
+
+    TVM's own cast is undone by a cast back, and the rounding with it.
+    """
+
+    def word(n: int) -> PrimExpr:
+        return const(n, "uint32")
+
+    bits = tirx.Var("bits", "uint32")
+    last = tirx.bitwise_and(bits >> word(16), word(1))
+    rounded = (bits + word(0x7FFF) + last) >> word(16)
+    nan = tirx.bitwise_and(bits, word(0x7FFFFFFF)) > word(0x7F800000)
+    half = tirx.Select(nan, word(0x7FC0), rounded).astype("uint16")
+    return tirx.Let(bits, tirx.reinterpret("uint32", value), half)

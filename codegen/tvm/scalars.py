@@ -18,8 +18,8 @@ PrimExpr: TypeAlias = Any  # TVM ships no stubs
 
 
 def tir_dtype(dtype: t.DType) -> str:
-    """TVM's name of an element type."""
-    return dtype.name
+    """TVM's name of an element type; bfloat16, which is only moved and cast, by its bits."""
+    return "uint16" if dtype == t.bf16 else dtype.name
 
 
 def const(value: int | float | bool, dtype: str) -> PrimExpr:
