@@ -31,6 +31,11 @@ INLINE = frozenset({"slice", "broadcast_to", "iota"})
 VIEWS = frozenset({"reshape", "transpose", "relayout"})
 
 
+def anchors(body: Graph) -> list[int]:
+    """The nodes of a body that are anchors."""
+    return [k for k, node in enumerate(body.nodes) if node.op in ANCHORS]
+
+
 @dataclass(eq=False)
 class Group:
     """A kernel in the making; `space` and `axes` are set for loop nests."""

@@ -19,18 +19,17 @@ from plait.codegen.triton.loops import (
 from plait.codegen.triton.lower import POLYNOMIAL
 from plait.ir.errors import Unsupported
 from plait.ir.graph import Graph
-from plait.passes.fuse import ANCHORS
+from plait.passes.fuse import anchors
 from plait.passes.select import Selection
 
 
 def _reduces(body: Graph) -> bool:
     """Whether a loop-nest body has reductions; `Unsupported` for a body with an anchor."""
-    for node in body.nodes:
-        if node.op in ANCHORS:
-            raise Unsupported(
-                f"target cuda has no template for {node.op!r} yet: it compiles elementwise "
-                "kernels and row reductions"
-            )
+    for k in anchors(body):
+        raise Unsupported(
+            f"target cuda has no template for {body.nodes[k].op!r} yet: it compiles elementwise "
+            "kernels and row reductions"
+        )
     check_static(body)
     return any(map(is_reduction, body.nodes))
 

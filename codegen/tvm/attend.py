@@ -23,15 +23,13 @@ from plait.codegen.tvm.blocks import (
     MINUS_INFINITY,
     ZERO,
     across,
-    along,
     bounded,
-    put,
-    repeat,
     scratch,
     transpose8,
     unrolled,
     weight,
 )
+from plait.codegen.tvm.loops import along, loop, put
 from plait.codegen.tvm.operands import Operands
 from plait.codegen.tvm.scalars import const
 
@@ -82,9 +80,9 @@ class Tiles:
                 stmt = Task(self, memory, at // self.chunks, at % self.chunks).build()
                 return stmt if items % self.parts == 0 else tirx.IfThenElse(at < items, stmt, None)
 
-            return tirx.SeqStmt([*memory.allocations(), repeat(share, item, "item")])
+            return tirx.SeqStmt([*memory.allocations(), loop(share, item, None, "item")])
 
-        return repeat(self.parts, part, "part", tirx.ForKind.PARALLEL)
+        return loop(self.parts, part, tirx.ForKind.PARALLEL, "part")
 
 
 class Memory:
@@ -128,7 +126,7 @@ class Task:
         return tirx.SeqStmt([
             *(tirx.AllocBuffer(b) for b in buffers),
             *(self.copies() if self.tiles.copy else []),
-            repeat(ceil_div(whole, chunks), tile, "tile"),
+            loop(ceil_div(whole, chunks), tile, None, "tile"),
         ])  # fmt: skip
 
     # Operands
@@ -154,7 +152,7 @@ class Task:
             return along(op.width, lambda e: put(
                 self.values, n * op.width + e, op.value(self.head, n, e)))  # fmt: skip
 
-        return [repeat(self.tiles.padded_keys, key, "n"), repeat(op.keys, value, "n")]
+        return [loop(self.tiles.padded_keys, key, None, "n"), loop(op.keys, value, None, "n")]
 
     def key(self, n: PrimExpr, d: PrimExpr) -> PrimExpr:
         if self.tiles.copy:
@@ -188,7 +186,7 @@ class Task:
 
         zero = along(self.lanes * op.width, lambda i: put(self.sums, i, ZERO))
         rounds = (visible + (size - 1)) // size if op.causal else tiles.blocks
-        return tirx.SeqStmt([*start, zero, repeat(rounds, step, "block"), self.inverse(),
+        return tirx.SeqStmt([*start, zero, loop(rounds, step, None, "block"), self.inverse(),
                              self.finish(first)])  # fmt: skip
 
     def fill(self, buffer: Any, value: PrimExpr) -> Stmt:
@@ -206,9 +204,9 @@ class Task:
 
             def load(r: PrimExpr) -> Stmt:
                 m = self.row(first + group * LANES + r)
-                return repeat(LANES, lambda v: put(
+                return loop(LANES, lambda v: put(
                     rows, r * LANES + v, op.query(self.head, m, d + v) * scale),
-                    "v", tirx.ForKind.VECTORIZED)  # fmt: skip
+                    tirx.ForKind.VECTORIZED, "v")  # fmt: skip
 
             def column(k: int, values: PrimExpr) -> Stmt:
                 place = tirx.Ramp((d + k) * lanes + group * LANES, 1, LANES)
@@ -218,20 +216,20 @@ class Task:
                                  *transpose8(rows, column)])  # fmt: skip
 
         def single(d: PrimExpr) -> Stmt:
-            return repeat(lanes, lambda v: put(
+            return loop(lanes, lambda v: put(
                 self.queries, d * lanes + v, op.query(self.head, self.row(first + v), d) * scale),
-                "lane")  # fmt: skip
+                None, "lane")  # fmt: skip
 
         whole, rest = divmod(op.depth, LANES)
-        squares = repeat(whole * (lanes // LANES), square, "square") if whole else None
-        singles = repeat(rest, lambda d: single(whole * LANES + d), "d") if rest else None
+        squares = loop(whole * (lanes // LANES), square, None, "square") if whole else None
+        singles = loop(rest, lambda d: single(whole * LANES + d), None, "d") if rest else None
         return [s for s in (squares, singles) if s is not None]
 
     def block(self, first: PrimExpr, base: PrimExpr, count: PrimExpr) -> Stmt:
         """Powers of `count` keys from `base`, with the running maxima, sums and factors."""
         size = self.tiles.key_tile
-        tiles = repeat((count + (size - 1)) // size, lambda i: self.score_tile(first, base, i),
-                       "keys")  # fmt: skip
+        tiles = loop((count + (size - 1)) // size, lambda i: self.score_tile(first, base, i),
+                       None, "keys")  # fmt: skip
         before = scratch(self.lanes, "before")
 
         def rescale(i: PrimExpr) -> Stmt:
@@ -256,7 +254,7 @@ class Task:
         keep = [tirx.AllocBuffer(before), across(self.lanes, lambda i: put(before, i, self.top[i]))]
         return tirx.SeqStmt([
             *(keep if online else []), tiles, across(self.lanes, rescale),
-            *([across(self.lanes, decay)] if online else []), repeat(count, power, "n"),
+            *([across(self.lanes, decay)] if online else []), loop(count, power, None, "n"),
         ])  # fmt: skip
 
     def score_tile(self, first: PrimExpr, base: PrimExpr, number: PrimExpr) -> Stmt:
@@ -281,7 +279,7 @@ class Task:
 
         return tirx.SeqStmt([
             tirx.AllocBuffer(acc), each(lambda k, i: put(acc, k * lanes + i, ZERO)),
-            repeat(op.depth, lambda d: each(lambda k, i: add(d, k, i)), "d"), each(finish),
+            loop(op.depth, lambda d: each(lambda k, i: add(d, k, i)), None, "d"), each(finish),
         ])  # fmt: skip
 
     def inverse(self) -> Stmt:
@@ -306,7 +304,7 @@ class Task:
         at = 0
         for width, alike in groupby([*widths, *(0 for _ in range(rest))]):
             number, columns = len(list(alike)), width * LANES or 1
-            stmts.append(repeat(number, self.panel(first, count, base, at, width), "panel"))
+            stmts.append(loop(number, self.panel(first, count, base, at, width), None, "panel"))
             at += number * columns
         return stmts
 
@@ -320,7 +318,7 @@ class Task:
                 tile = ProductTile(self, first, g * rows, rows, start + p * width, width)
                 return tile.build(count, base)
 
-            return repeat(self.lanes // rows, group, "rows")
+            return loop(self.lanes // rows, group, None, "rows")
 
         return build
 
@@ -333,7 +331,7 @@ class Task:
                 self.head, first + r, e, self.sums[r * op.width + e] * self.factor[r]))  # fmt: skip
             return tirx.IfThenElse(first + r < op.rows, stmt, None)
 
-        return repeat(self.lanes, line, "row")
+        return loop(self.lanes, line, None, "row")
 
 
 @dataclass(frozen=True)
@@ -374,7 +372,7 @@ class ProductTile:
 
         return tirx.SeqStmt([
             tirx.AllocBuffer(acc), self.each(start),
-            repeat(count, lambda n: self.each(lambda r, e: add(n, r, e)), "n"),
+            loop(count, lambda n: self.each(lambda r, e: add(n, r, e)), None, "n"),
             self.stores(acc) if base is None else self.each(keep),
         ])  # fmt: skip
 

@@ -8,6 +8,7 @@ from typing import Any
 from tvm import tirx
 
 from plait.codegen.tiles import LANES
+from plait.codegen.tvm.loops import loop, vector
 from plait.codegen.tvm.lower import lower
 from plait.codegen.tvm.scalars import const
 from plait.ir import approx
@@ -26,45 +27,15 @@ def scratch(size: int, name: str) -> Any:
     return tirx.decl_buffer((size,), "float32", name=name)
 
 
-def repeat(extent: int | PrimExpr, body: Callable[[PrimExpr], Stmt], name: str,
-           kind: Any = tirx.ForKind.SERIAL) -> Stmt:  # fmt: skip
-    """A loop whose extent may be computed."""
-    if isinstance(extent, int):
-        if extent == 1 and kind != tirx.ForKind.VECTORIZED:
-            return body(const(0, "int32"))
-        extent = const(extent, "int32")
-    var = tirx.Var(name, "int32")
-    return tirx.For(var, const(0, "int32"), extent, kind, body(var))
-
-
 def unrolled(extent: int, body: Callable[[PrimExpr], Stmt]) -> Stmt:
     """A loop that TVM unrolls after its own passes, which then see little code."""
-    return repeat(extent, body, "u", tirx.ForKind.UNROLLED)
+    return loop(extent, body, tirx.ForKind.UNROLLED, "u")
 
 
 def across(width: int, body: Callable[[PrimExpr], Stmt]) -> Stmt:
     """`body` at 0..width-1, in vectors; `width` is a multiple of their length."""
 
-    def at(u: PrimExpr) -> Stmt:
-        return repeat(LANES, lambda v: body(u * LANES + v), "v", tirx.ForKind.VECTORIZED)
-
-    return unrolled(width // LANES, at)
-
-
-def along(extent: int, body: Callable[[PrimExpr], Stmt]) -> Stmt:
-    """`body` at 0..extent-1: a loop of vectors, then the rest one by one."""
-    whole, rest = divmod(extent, LANES)
-    parts: list[Stmt] = []
-    if whole:
-        parts.append(repeat(whole, lambda u: repeat(
-            LANES, lambda v: body(u * LANES + v), "v", tirx.ForKind.VECTORIZED), "u"))  # fmt: skip
-    if rest:
-        parts.append(repeat(rest, lambda i: body(whole * LANES + i), "i"))
-    return parts[0] if len(parts) == 1 else tirx.SeqStmt(parts)
-
-
-def put(buffer: Any, index: PrimExpr, value: PrimExpr) -> Stmt:
-    return tirx.BufferStore(buffer, value, [index])
+    return unrolled(width // LANES, lambda u: vector(lambda v: body(u * LANES + v)))
 
 
 def polynomial(name: str, x: PrimExpr) -> PrimExpr:

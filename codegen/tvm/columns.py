@@ -16,6 +16,7 @@ from plait.codegen.tvm.loops import (
     combine,
     fill,
     loop,
+    put,
     sequence,
     unflatten,
     vectors,
@@ -34,18 +35,13 @@ class Columns(Phases):
     """`width` columns of a nest that keeps its innermost dimension."""
 
     def __init__(self, nest: Nest, row: dict[int, PrimExpr], base: PrimExpr, width: int) -> None:
-        super().__init__(nest, row)
-        self.base, self.width = base, width
         self.column = nest.space.order[-1]
-        self.reduced = [d for d in nest.space.order if d in nest.space.axes]
+        super().__init__(nest, {**row, self.column: base})
+        self.base, self.width = base, width
         self.extents = [nest.space.shape[d] for d in self.reduced]
 
     def index(self, reduced: Sequence[PrimExpr], lane: PrimExpr) -> list[PrimExpr]:
-        index: list[PrimExpr] = [None] * len(self.n.space.shape)
-        for d, i in self.row.items():
-            index[d] = i
-        for d, i in zip(self.reduced, reduced, strict=True):
-            index[d] = i
+        index = self.point(reduced)
         index[self.column] = self.base + lane
         return index
 
@@ -78,7 +74,7 @@ class Columns(Phases):
             for v, (source, kind, acc) in updates.items():
                 dtype = self.n.body.types[v].dtype
                 total = combine(kind, dtype, acc[lane], self.n.element(source, index))
-                stmts.append(tirx.BufferStore(acc, total, [lane]))
+                stmts.append(put(acc, lane, total))
             return sequence(stmts)
 
         loops = self.over(step)
@@ -99,7 +95,7 @@ class Columns(Phases):
         return stmts
 
     def _store_row(self, v: int, buffer: Any, lane: PrimExpr) -> Stmt:
-        return tirx.BufferStore(buffer, self.n.element(v, self._row_at(lane)), [lane])
+        return put(buffer, lane, self.n.element(v, self._row_at(lane)))
 
     def _row_at(self, lane: PrimExpr) -> list[PrimExpr]:
         """The index of a value that does not vary along the reduced dimensions."""

@@ -16,15 +16,13 @@ from plait.codegen.tvm.blocks import (
     MINUS_INFINITY,
     ZERO,
     across,
-    along,
     bounded,
-    put,
-    repeat,
     scratch,
     transpose8,
     unrolled,
     weight,
 )
+from plait.codegen.tvm.loops import along, loop, put
 from plait.codegen.tvm.operands import Operands
 from plait.codegen.tvm.scalars import const
 
@@ -37,7 +35,7 @@ PANEL = 8 * LANES  # columns of V summed at once
 def build_decode(op: Operands, shared: bool) -> Stmt:
     """The code of all heads, which threads may share."""
     kind = tirx.ForKind.PARALLEL if shared else tirx.ForKind.SERIAL
-    return repeat(op.heads, lambda head: Row(op, head).build(), "head", kind)
+    return loop(op.heads, lambda head: Row(op, head).build(), kind, "head")
 
 
 class Row:
@@ -61,7 +59,7 @@ class Row:
             *(tirx.AllocBuffer(b) for b in buffers),
             load,
             across(LANES, lambda i: put(self.top, i, MINUS_INFINITY)),
-            repeat(self.padded // LANES, lambda g: self.eight_scores(g * LANES), "keys"),
+            loop(self.padded // LANES, lambda g: self.eight_scores(g * LANES), None, "keys"),
             *self.softmax(),
             *self.products(),
         ])  # fmt: skip
@@ -103,8 +101,8 @@ class Row:
             ])  # fmt: skip
 
         whole, rest = divmod(op.depth, LANES)
-        sums = [repeat(whole, term, "d"), *transpose8(acc, add)] if whole else []
-        tail = [repeat(rest, lambda d: single(whole * LANES + d), "tail")] if rest else []
+        sums = [loop(whole, term, None, "d"), *transpose8(acc, add)] if whole else []
+        tail = [loop(rest, lambda d: single(whole * LANES + d), None, "tail")] if rest else []
         return tirx.SeqStmt([
             tirx.AllocBuffer(acc), tirx.AllocBuffer(score),
             lanes(lambda k, v: put(acc, k * LANES + v, ZERO)),
@@ -116,7 +114,7 @@ class Row:
         """Powers in place of scores, and the inverse of their sum in `result[1]`."""
         result, one = self.result, const(1.0, "float32")
         first, second = const(0, "int32"), const(1, "int32")
-        top = repeat(LANES, lambda i: put(result, first, tirx.max(result[0], self.top[i])), "i")
+        top = loop(LANES, lambda i: put(result, first, tirx.max(result[0], self.top[i])), None, "i")
         base = tirx.Select(result[0] > MINUS_INFINITY, result[0], ZERO)
 
         def power(u: PrimExpr) -> Stmt:
@@ -128,26 +126,28 @@ class Row:
 
             return across(LANES, lane)
 
-        total = repeat(LANES, lambda i: put(result, second, result[1] + self.total[i]), "i")
+        total = loop(LANES, lambda i: put(result, second, result[1] + self.total[i]), None, "i")
         inverse = tirx.Select(result[1] > ZERO, one / result[1], result[1])
         return [
             put(result, first, MINUS_INFINITY), top, put(result, first, base),
             across(LANES, lambda i: put(self.total, i, ZERO)),
-            repeat(self.padded // LANES, power, "keys"),
+            loop(self.padded // LANES, power, None, "keys"),
             put(result, second, ZERO), total, put(result, second, inverse),
         ]  # fmt: skip
 
     def products(self) -> list[Stmt]:
         """Powers times V, panel by panel of columns."""
         whole, rest = divmod(self.op.width, PANEL)
-        stmts = [repeat(whole, lambda p: self.panel(p * PANEL, PANEL), "panel")] if whole else []
+        stmts = (
+            [loop(whole, lambda p: self.panel(p * PANEL, PANEL), None, "panel")] if whole else []
+        )
         vectors, singles = divmod(rest, LANES)
         at = whole * PANEL
         if vectors:
             stmts.append(self.panel(const(at, "int32"), vectors * LANES))
         at += vectors * LANES
         if singles:
-            stmts.append(repeat(singles, lambda e: self.panel(at + e, 1), "column"))
+            stmts.append(loop(singles, lambda e: self.panel(at + e, 1), None, "column"))
         return stmts
 
     def panel(self, column: PrimExpr, width: int) -> Stmt:
@@ -162,7 +162,8 @@ class Row:
                 acc, e, self.powers[n] * op.value(self.head, n, column + e) + acc[e]))  # fmt: skip
 
         return tirx.SeqStmt([
-            tirx.AllocBuffer(acc), each(lambda e: put(acc, e, ZERO)), repeat(self.seen, term, "n"),
+            tirx.AllocBuffer(acc), each(lambda e: put(acc, e, ZERO)),
+            loop(self.seen, term, None, "n"),
             each(lambda e: op.store(self.head, const(0, "int32"), column + e,
                                     acc[e] * self.result[1])),
         ])  # fmt: skip

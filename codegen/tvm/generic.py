@@ -12,14 +12,17 @@ from typing import Any
 
 from tvm import tirx
 
-from plait.codegen.compose import Composer, definition
+from plait.codegen.compose import definition
+from plait.codegen.tvm.access import Access, flat_reads
 from plait.codegen.tvm.loops import (
     LANES,
     PARALLEL_WORK,
-    as_stored,
+    Parameters,
+    arranged,
     combine,
-    flat,
+    fill,
     loop,
+    put,
     sequence,
     unflatten,
     vector,
@@ -30,14 +33,14 @@ from plait.ir import expr as e
 from plait.ir.errors import Unsupported
 from plait.ir.graph import Graph
 from plait.ir.verify import fail
-from plait.passes.fuse import ANCHORS
+from plait.passes.fuse import anchors
 
 PrimExpr = Any
 
 
 def anchor_of(body: Graph) -> int:
     """The node of a body that is its contraction, window, attention or recurrence."""
-    found = [k for k, n in enumerate(body.nodes) if n.op in ANCHORS]
+    found = anchors(body)
     if len(found) != 1:
         raise Unsupported(f"a kernel needs one anchor, this body has {len(found)}")
     return found[0]
@@ -50,8 +53,8 @@ class Generic:
         self.body = body
         self.anchor = anchor_of(body)
         (self.value,) = body.results(self.anchor)
-        self.inputs = [flat(i.type, f"x{k}") for k, i in enumerate(body.inputs)]
-        self.outputs = [flat(ty, f"y{k}") for k, ty in enumerate(body.output_types)]
+        self.parameters = Parameters(body)
+        self.access = Access(body, flat_reads(self.parameters.inputs))
         self.compute = definition(body, self.anchor)
         if not isinstance(self.compute.body, e.Reduce):
             raise fail(body, self.anchor, "is not one reduction")
@@ -59,9 +62,8 @@ class Generic:
 
     def build(self) -> Any:
         """A PrimFunc over flat buffers: inputs, then outputs."""
-        out = self.outputs[0]
-        shape = out.type.static("TVM code generation")
-        order = out.type.order
+        (made, *_) = self.body.output_types
+        shape, order = made.static("TVM code generation"), made.order
         extents = [shape[d] for d in order]
         inner = extents[-1] if extents else 1
         rows = math.prod(extents[:-1])
@@ -80,9 +82,8 @@ class Generic:
                 loop(rest, lambda j: tile(whole * LANES + j, 1), None, "tail") if rest else None,
             ])  # fmt: skip
 
-        params = [f.buffer for f in (*self.inputs, *self.outputs)]
         stmts = [loop(rows, row, kind, "row")] if math.prod(extents) else []
-        return tirx.PrimFunc(params, sequence(stmts)).with_attr("s_tir", True)
+        return self.parameters.function(stmts)
 
     def _reduced(self) -> list[int]:
         found = []
@@ -101,14 +102,11 @@ class Generic:
         start = const(e.identity(self.reduce.kind, dtype), tir_dtype(dtype))
 
         def index(lane: PrimExpr) -> list[PrimExpr]:
-            where: list[PrimExpr] = [None] * len(order)
-            for d, i in zip(order, [*outer, base + lane], strict=bool(order)):
-                where[d] = i
-            return where
+            return arranged(order, [*outer, base + lane][: len(order)])
 
         def update(reduced: list[PrimExpr], lane: PrimExpr) -> Any:
             term = self._term(index(lane), reduced)
-            return tirx.BufferStore(acc, combine(self.reduce.kind, dtype, acc[lane], term), [lane])
+            return put(acc, lane, combine(self.reduce.kind, dtype, acc[lane], term))
 
         def lanes(stmt: Any) -> Any:
             return vector(stmt) if width == LANES else stmt(const(0, "int32"))
@@ -116,7 +114,7 @@ class Generic:
         extents = self._reduced()
         return sequence([
             tirx.AllocBuffer(acc),
-            lanes(lambda v: tirx.BufferStore(acc, start, [v])),
+            lanes(fill(acc, start)),
             loop(math.prod(extents),
                  lambda p: lanes(lambda v: update(unflatten(p, extents), v)), None, "k")
             if math.prod(extents) else None,
@@ -125,39 +123,18 @@ class Generic:
 
     def _term(self, index: list[PrimExpr], reduced: list[PrimExpr]) -> PrimExpr:
         """One term of the reduction."""
-        node = self.body.nodes[self.anchor]
-        composer = Composer(self.body)
-        made: dict[tuple[int, ...], e.Expr] = {}
-
-        def visit(expr: e.Expr) -> e.Expr | None:
-            if isinstance(expr, e.Load):
-                inner = tuple(e.rebuild(i, visit) for i in expr.index)
-                key = (id(expr),)
-                if key not in made:
-                    made[key] = composer.element(node.operands[expr.operand], inner)
-                return made[key]
-            return None
-
-        term = e.rebuild(self.reduce.body, visit)
+        operands = self.body.nodes[self.anchor].operands
         axes = dict(zip(self.compute.axes, index, strict=True))
         axes.update(zip(self.reduce.axes, reduced, strict=True))
-        return lower(term, lambda k, where: self.inputs[k].load(where), axes)
+        return lower(
+            self.reduce.body, lambda k, where: self.access.element(operands[k], where), axes
+        )
 
     def _finish(self, total: PrimExpr, index: list[PrimExpr]) -> Any:
         """Store the epilogue's value of each output at one index."""
-        space = e.axes(*self.body.types[self.value].shape)
-        at = tuple(e.index(a) for a in space)
-        anchor = e.Load(-1, (), self.reduce.dtype)
-        composer = Composer(self.body, {self.value: lambda _: anchor})
-        axes = dict(zip(space, index, strict=True))
-
-        def load(k: int, where: list[PrimExpr]) -> PrimExpr:
-            return total if k == -1 else self.inputs[k].load(where)
-
         return sequence([
-            out.store(index, as_stored(lower(composer.element(v, at), load, axes),
-                                       self.body.types[v].dtype))
-            for v, out in zip(self.body.outputs, self.outputs, strict=True)
+            out.store(index, self.access.epilogue(self.value, total, v, index))
+            for v, out in zip(self.body.outputs, self.parameters.outputs, strict=True)
         ])  # fmt: skip
 
 

@@ -9,13 +9,20 @@ thread (`rows`); with the innermost dimension kept, vectors of columns are reduc
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 from tvm import tirx
 
 from plait.codegen.tvm.columns import columns
-from plait.codegen.tvm.loops import LANES, PARALLEL_WORK, loop, sequence, unflatten, vector
+from plait.codegen.tvm.loops import (
+    LANES,
+    PARALLEL_WORK,
+    along,
+    arranged,
+    loop,
+    sequence,
+    unflatten,
+)
 from plait.codegen.tvm.nest import Nest
 from plait.codegen.tvm.rows import rows
 from plait.codegen.tvm.scalars import const
@@ -29,8 +36,7 @@ CHUNKS = 16  # parts of a single long loop that threads share
 def build_nest(body: Graph) -> Any:
     """The PrimFunc of a loop-nest kernel over flat buffers: inputs, then outputs."""
     nest = Nest(body)
-    params = [f.buffer for f in (*nest.inputs, *nest.outputs)]
-    return tirx.PrimFunc(params, sequence(_stmts(nest))).with_attr("s_tir", True)
+    return nest.parameters.function(_stmts(nest))
 
 
 def _stmts(nest: Nest) -> list[Stmt]:
@@ -51,13 +57,10 @@ def _pointwise(nest: Nest) -> list[Stmt]:
     count = math.prod(outer)
 
     def stores(row: list[PrimExpr], at: PrimExpr) -> Stmt:
-        index: list[PrimExpr] = [None] * len(order)
-        for d, i in zip(order, [*row, at], strict=True):
-            index[d] = i
-        return _stores(nest, index)
+        return _stores(nest, arranged(order, [*row, at]))
 
     def row(r: PrimExpr) -> Stmt:
-        return _vectors(inner, lambda at: stores(unflatten(r, outer), at))
+        return along(inner, lambda at: stores(unflatten(r, outer), at))
 
     busy = count * inner * nest.cost >= PARALLEL_WORK
     if count >= 2 or not busy:
@@ -67,23 +70,12 @@ def _pointwise(nest: Nest) -> list[Stmt]:
     zero = unflatten(const(0, "int32"), outer)
 
     def part(c: PrimExpr) -> Stmt:
-        return _vectors(chunk, lambda at: stores(zero, c * chunk + at))
+        return along(chunk, lambda at: stores(zero, c * chunk + at))
 
-    tail = _vectors(rest, lambda at: stores(zero, whole * chunk + at)) if rest else None
+    tail = along(rest, lambda at: stores(zero, whole * chunk + at)) if rest else None
     return [loop(whole, part, tirx.ForKind.PARALLEL, "chunk"), tail]
 
 
 def _stores(nest: Nest, index: list[PrimExpr]) -> Stmt:
-    pairs = zip(nest.body.outputs, nest.outputs, strict=True)
+    pairs = zip(nest.body.outputs, nest.parameters.outputs, strict=True)
     return sequence([nest.store(v, out, index) for v, out in pairs])
-
-
-def _vectors(n: int, stmt: Callable[[PrimExpr], Stmt]) -> Stmt:
-    """`stmt` at 0..n-1: vectors of 8, then single elements."""
-    whole, rest = divmod(n, LANES)
-    parts: list[Stmt] = []
-    if whole:
-        parts.append(loop(whole, lambda j: vector(lambda v: stmt(j * LANES + v)), None, "j"))
-    if rest:
-        parts.append(loop(rest, lambda v: stmt(whole * LANES + v), None, "tail"))
-    return sequence(parts)

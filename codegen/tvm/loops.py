@@ -3,33 +3,38 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from tvm import tirx
 
+from plait.codegen import tiles
 from plait.codegen.tvm.scalars import FUNCTIONS, const, dtype_of, tir_dtype
 from plait.ir import types as t
 from plait.ir.dims import Dim
+from plait.ir.errors import Unsupported
+from plait.ir.graph import Graph
 from plait.ir.layout import strides
 from plait.ir.types import TensorType
 
 PrimExpr = Any
 Stmt = Any
-LANES = 8
+LANES = tiles.LANES
 # Below about this many elementary operations a second thread costs more than it saves.
 PARALLEL_WORK = 30_000
+_MOST = 2**31 - 1  # positions and loop variables are int32
 
 
-def loop(n: int, body: Callable[[Any], Stmt], kind: Any = None, name: str = "i") -> Stmt:
-    """A loop of `n` iterations; one or none needs no loop."""
-    if n == 1 and kind != tirx.ForKind.VECTORIZED:
-        return body(const(0, "int32"))
+def loop(n: int | PrimExpr, body: Callable[[Any], Stmt], kind: Any = None, name: str = "i") -> Stmt:
+    """A loop of `n` iterations, which may be computed; a single one needs no loop."""
+    if isinstance(n, int):
+        if n == 1 and kind != tirx.ForKind.VECTORIZED:
+            return body(const(0, "int32"))
+        n = const(n, "int32")
     var = tirx.Var(name, "int32")
-    start, end = const(0, "int32"), const(n, "int32")
-    return tirx.For(var, start, end, kind or tirx.ForKind.SERIAL, body(var))
+    return tirx.For(var, const(0, "int32"), n, kind or tirx.ForKind.SERIAL, body(var))
 
 
 def sequence(stmts: Sequence[Stmt]) -> Stmt:
@@ -46,6 +51,12 @@ def unflatten(position: PrimExpr, extents: Sequence[int]) -> list[PrimExpr]:
         index.append(tirx.floormod(position, n))
         position = tirx.floordiv(position, n)
     return ([position, *reversed(index)]) if extents else []
+
+
+def arranged(dims: Iterable[int], index: Iterable[PrimExpr]) -> list[PrimExpr]:
+    """An index in the order of dimensions, given in the order of `dims`."""
+    pairs = sorted(zip(dims, index, strict=True), key=lambda pair: pair[0])
+    return [i for _, i in pairs]
 
 
 @dataclass
@@ -73,9 +84,38 @@ class Flat:
         return tirx.BufferStore(self.buffer, value, [self.at(index)])
 
 
+def size_of(type: TensorType) -> int:
+    """The elements of a tensor; `Unsupported` if their positions do not fit int32."""
+    size = math.prod(type.static("TVM code generation"))
+    if size > _MOST:
+        raise Unsupported(
+            f"a tensor of {type} has {size} elements, but CPU kernels index at most {_MOST}"
+        )
+    return size
+
+
 def flat(type: TensorType, name: str) -> Flat:
-    size = max(1, math.prod(type.static("TVM code generation")))
-    return Flat(type, tirx.decl_buffer((size,), tir_dtype(type.dtype), name=name))
+    return Flat(type, tirx.decl_buffer((max(1, size_of(type)),), tir_dtype(type.dtype), name=name))
+
+
+def check_sizes(body: Graph) -> None:
+    """`Unsupported` if a value, also one that stays inside, has too many elements to count."""
+    for type in body.types:
+        size_of(type)
+
+
+class Parameters:
+    """The flat memory of a body's inputs and outputs, in order; it checks all sizes."""
+
+    def __init__(self, body: Graph) -> None:
+        check_sizes(body)
+        self.inputs = [flat(i.type, f"x{k}") for k, i in enumerate(body.inputs)]
+        self.outputs = [flat(ty, f"y{k}") for k, ty in enumerate(body.output_types)]
+
+    def function(self, stmts: Sequence[Stmt]) -> Any:
+        """The PrimFunc of a kernel: its parameters are the inputs, then the outputs."""
+        buffers = [f.buffer for f in (*self.inputs, *self.outputs)]
+        return tirx.PrimFunc(buffers, sequence(stmts)).with_attr("s_tir", True)
 
 
 def as_stored(value: PrimExpr, dtype: t.DType) -> PrimExpr:
@@ -93,9 +133,22 @@ def vectors(count: int, stmt: Callable[[int, PrimExpr], Stmt]) -> list[Stmt]:
     return [vector(partial(stmt, u)) for u in range(count)]
 
 
+def along(extent: int, stmt: Callable[[PrimExpr], Stmt]) -> Stmt:
+    """`stmt` at 0..extent-1: a loop of vectors, then the rest one by one."""
+    whole, rest = divmod(extent, LANES)
+    return sequence([
+        loop(whole, lambda j: vector(lambda v: stmt(j * LANES + v)), None, "j") if whole else None,
+        loop(rest, lambda v: stmt(whole * LANES + v), None, "tail") if rest else None,
+    ])  # fmt: skip
+
+
+def put(buffer: Any, at: PrimExpr, value: PrimExpr) -> Stmt:
+    return tirx.BufferStore(buffer, value, [at])
+
+
 def fill(buffer: Any, value: PrimExpr) -> Callable[[PrimExpr], Stmt]:
     """A statement that stores one value at a position of a buffer."""
-    return lambda at: tirx.BufferStore(buffer, value, [at])
+    return lambda at: put(buffer, at, value)
 
 
 def combine(kind: str, dtype: t.DType, a: PrimExpr, b: PrimExpr) -> PrimExpr:

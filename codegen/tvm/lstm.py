@@ -20,16 +20,13 @@ from plait.codegen.tiles import LANES, ceil_div
 from plait.codegen.tvm.access import Access, flat_reads, source_input
 from plait.codegen.tvm.blocks import (
     across,
-    along,
     bounded,
     polynomial,
-    put,
-    repeat,
     scratch,
     unrolled,
 )
 from plait.codegen.tvm.generic import anchor_of
-from plait.codegen.tvm.loops import flat, sequence
+from plait.codegen.tvm.loops import Parameters, along, loop, put, sequence
 from plait.codegen.tvm.scalars import const
 from plait.ir.graph import Graph
 from plait.passes.select import Selection
@@ -76,28 +73,25 @@ class Layer:
         self.steps, self.batch, self.units = shape[0], shape[1], shape[2] // GATES
         self.chunks = ceil_div(self.units, chunk)
         self.padded = self.chunks * chunk
-        self.inputs = [flat(i.type, f"x{k}") for k, i in enumerate(body.inputs)]
-        self.outputs = [flat(ty, f"y{k}") for k, ty in enumerate(body.output_types)]
-        self.access = Access(body, flat_reads(self.inputs))
+        self.parameters = Parameters(body)
+        self.access = Access(body, flat_reads(self.parameters.inputs))
         results = body.results(anchor)
         self.given = [results.index(v) for v in body.outputs]
         self.hidden = scratch(2 * self.batch * self.padded, "hidden")
         self.cell = scratch(self.batch * self.padded, "cell")
         self.panels = scratch(self.padded * GATES * self.units, "panels")
         if self.packed:
-            self.panels = self.inputs[source_input(body, self.node.operands[3])].buffer
+            self.panels = self.parameters.inputs[source_input(body, self.node.operands[3])].buffer
 
     def build(self) -> Any:
         buffers = [self.hidden, self.cell, *([] if self.packed else [self.panels])]
-        loop = repeat(self.steps, self.step, "step")
+        steps = loop(self.steps, self.step, None, "step")
         if self.shared:
-            loop = _attribute("pragma_parallel_launch_point", loop)
-        stmt = tirx.SeqStmt([
+            steps = _attribute("pragma_parallel_launch_point", steps)
+        return self.parameters.function([
             *(tirx.AllocBuffer(b) for b in buffers), *([] if self.packed else [self.pack()]),
-            self.start(), loop, self.finish(),
+            self.start(), steps, self.finish(),
         ])  # fmt: skip
-        params = [f.buffer for f in (*self.inputs, *self.outputs)]
-        return tirx.PrimFunc(params, stmt).with_attr("s_tir", True)
 
     def operand(self, number: int, index: Sequence[PrimExpr]) -> PrimExpr:
         return self.access.element(self.node.operands[number], index)
@@ -113,9 +107,9 @@ class Layer:
                 row = i // self.chunk * self.units + unit
                 return put(self.panels, at * (GATES * self.chunk) + i, self.operand(3, [row, k]))
 
-            return repeat(GATES * self.chunk, element, "unit")
+            return loop(GATES * self.chunk, element, None, "unit")
 
-        return repeat(self.chunks * self.units, line, "line")
+        return loop(self.chunks * self.units, line, None, "line")
 
     def start(self) -> Stmt:
         def row(b: PrimExpr) -> Stmt:
@@ -126,7 +120,7 @@ class Layer:
 
             return along(self.units, state)
 
-        return repeat(self.batch, row, "row")
+        return loop(self.batch, row, None, "row")
 
     def finish(self) -> Stmt:
         """The last state, where the body gives it."""
@@ -136,10 +130,10 @@ class Layer:
         def row(b: PrimExpr) -> Stmt:
             return along(self.units, lambda j: sequence([
                 out.store([b, j], sources[r][0][b * self.padded + j + sources[r][1]])
-                for r, out in zip(self.given, self.outputs, strict=True) if r in sources
+                for r, out in zip(self.given, self.parameters.outputs, strict=True) if r in sources
             ]))  # fmt: skip
 
-        return repeat(self.batch, row, "row")
+        return loop(self.batch, row, None, "row")
 
     # One step
 
@@ -158,9 +152,9 @@ class Layer:
             return tirx.IfThenElse(c < whole, self.rows(time, old, new, c, ragged=False), last)
 
         if not self.shared:
-            return repeat(self.chunks, chunk, "chunk")
-        loop = repeat(self.chunks, chunk, "chunk", tirx.ForKind.PARALLEL)
-        return _attribute("pragma_parallel_barrier_when_finish", loop)
+            return loop(self.chunks, chunk, None, "chunk")
+        chunks = loop(self.chunks, chunk, tirx.ForKind.PARALLEL, "chunk")
+        return _attribute("pragma_parallel_barrier_when_finish", chunks)
 
     def rows(self, time: PrimExpr, old: PrimExpr, new: PrimExpr, chunk: PrimExpr, *, ragged: bool
              ) -> Stmt:  # fmt: skip
@@ -172,7 +166,7 @@ class Layer:
         def tile(first: PrimExpr, count: int) -> Stmt:
             return Cell(self, time, old, new, chunk, first, count, ragged).build()
 
-        parts = [repeat(whole, lambda i: tile(i * rows, rows), "tile")] if whole else []
+        parts = [loop(whole, lambda i: tile(i * rows, rows), None, "tile")] if whole else []
         if rest:
             parts.append(tile(const(whole * rows, "int32"), rest))
         return sequence(parts)
@@ -214,8 +208,8 @@ class Cell:
         copy = each(lambda r, i: put(gates, r * width + i, acc[r * width + i]))
         return tirx.SeqStmt([
             tirx.AllocBuffer(acc), tirx.AllocBuffer(gates), unrolled(self.rows, start),
-            repeat(layer.units, term, "k"), copy,
-            repeat(self.rows, lambda r: self.update(gates, r), "r"),
+            loop(layer.units, term, None, "k"), copy,
+            loop(self.rows, lambda r: self.update(gates, r), None, "r"),
         ])  # fmt: skip
 
     def update(self, gates: Any, row: PrimExpr) -> Stmt:
@@ -239,7 +233,7 @@ class Cell:
         layer = self.layer
         if 0 not in layer.given:
             return None
-        out = layer.outputs[layer.given.index(0)]
+        out = layer.parameters.outputs[layer.given.index(0)]
         count = layer.units % layer.chunk if self.ragged else layer.chunk
         return along(count, lambda u: out.store(
             [self.time, self.first + row, self.base + u],

@@ -7,14 +7,14 @@ phases read again may be kept in memory (`Nest.keep`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from tvm import tirx
 
 from plait.codegen.collapse import Space, collapse, loop_space
 from plait.codegen.compose import Composer
-from plait.codegen.tvm.loops import Flat, as_stored, flat, sequence
+from plait.codegen.tvm.loops import Flat, Parameters, arranged, as_stored, sequence
 from plait.codegen.tvm.lower import lower
 from plait.codegen.tvm.scalars import tir_dtype
 from plait.ir import expr as e
@@ -26,7 +26,6 @@ Stmt = Any
 Read = Callable[[Sequence[PrimExpr]], PrimExpr]
 COSTLY = frozenset({"exp", "log", "tanh", "erf", "sigmoid", "gelu", "silu", "sin", "cos", "pow",
                     "expm1", "log1p", "div", "take", "gather"})  # fmt: skip
-_KEPT = 1_000  # kept value v is read as operand _KEPT + v; a body has fewer inputs than that
 
 
 class Nest:
@@ -35,12 +34,11 @@ class Nest:
     def __init__(self, body: Graph) -> None:
         self.body = collapse(body)
         self.space: Space = loop_space(self.body)
-        self.inputs = [flat(i.type, f"x{k}") for k, i in enumerate(self.body.inputs)]
-        self.outputs = [flat(ty, f"y{k}") for k, ty in enumerate(self.body.output_types)]
+        self.parameters = Parameters(self.body)
         self.axes = e.axes(*self.space.shape)
         self.index = [e.index(a) for a in self.axes]
         self.composer = Composer(self.body)
-        self.stored: dict[int, Read] = {}
+        self.stored: dict[int, Read] = {}  # kept value v is read as operand -1 - v
         self.levels = self._levels()
 
     def _levels(self) -> list[int]:
@@ -90,7 +88,7 @@ class Nest:
         return as_stored(found, self.body.types[v].dtype)
 
     def _load(self, k: int, index: list[PrimExpr]) -> PrimExpr:
-        return self.stored[k](index) if k in self.stored else self.inputs[k].load(index)
+        return self.stored[k](index) if k in self.stored else self.parameters.inputs[k].load(index)
 
     def store(self, v: int, out: Flat, index: Sequence[PrimExpr]) -> Stmt:
         """Store a value's element at an index of the space into an output."""
@@ -99,13 +97,13 @@ class Nest:
     def keep(self, v: int, read: Read) -> None:
         """From now on a value is read from memory: `read` gives its element at its index."""
         dtype = self.body.types[v].dtype
-        self.stored[_KEPT + v] = read
-        stops = {**self.composer.stops, v: lambda index: e.Load(_KEPT + v, index, dtype)}
+        self.stored[-1 - v] = read
+        stops = {**self.composer.stops, v: lambda index: e.Load(-1 - v, index, dtype)}
         self.composer = Composer(self.body, stops)
 
     def kept(self, v: int) -> Read | None:
         """How a value is read from memory, None if it is computed where it is used."""
-        return self.stored.get(_KEPT + v)
+        return self.stored.get(-1 - v)
 
     def forget(self) -> None:
         """Drop all kept values: each row has memory of its own."""
@@ -119,6 +117,7 @@ class Phases:
     def __init__(self, nest: Nest, row: dict[int, PrimExpr]) -> None:
         self.n = nest
         self.row = row
+        self.reduced = [d for d in nest.space.order if d in nest.space.axes]
         self.allocations: list[Stmt] = []
         nest.forget()
 
@@ -126,6 +125,10 @@ class Phases:
         buffer = tirx.decl_buffer((size,), tir_dtype(dtype), name=name)
         self.allocations.append(tirx.AllocBuffer(buffer))
         return buffer
+
+    def point(self, reduced: Iterable[PrimExpr]) -> list[PrimExpr]:
+        """The index of an element of the space, given along the reduced dimensions."""
+        return arranged([*self.row, *self.reduced], [*self.row.values(), *reduced])
 
     def build(self) -> Stmt:
         stmts: list[Stmt] = []
@@ -148,7 +151,7 @@ class Phases:
         raise NotImplementedError
 
     def outputs(self, full: bool) -> list[tuple[int, Flat]]:
-        pairs = zip(self.n.body.outputs, self.n.outputs, strict=True)
+        pairs = zip(self.n.body.outputs, self.n.parameters.outputs, strict=True)
         return [(v, f) for v, f in pairs if self.n.is_full(v) == full]
 
     def row_values(self, level: int) -> list[int]:

@@ -10,7 +10,7 @@ from tvm import tirx
 from plait.codegen.tvm.access import Access, flat_reads
 from plait.codegen.tvm.blocks import LOG2E, MINUS_INFINITY
 from plait.codegen.tvm.generic import anchor_of
-from plait.codegen.tvm.loops import flat, unflatten
+from plait.codegen.tvm.loops import Parameters, unflatten
 from plait.codegen.tvm.scalars import const
 from plait.ir import types as t
 from plait.ir.graph import Graph
@@ -36,14 +36,12 @@ class Operands:
         self.group = q[-3] // v[-3]
         self.causal: bool = self.node.attrs["causal"]
         self.scale: float = self.node.attrs["scale"]
-        self.inputs = [flat(i.type, f"x{k}") for k, i in enumerate(body.inputs)]
-        self.output = flat(body.output_types[0], "y")
-        self.access = Access(body, flat_reads(self.inputs))
+        self.parameters = Parameters(body)
+        self.access = Access(body, flat_reads(self.parameters.inputs))
 
     def function(self, stmt: Stmt) -> Any:
         """The PrimFunc of a kernel's code."""
-        params = [f.buffer for f in (*self.inputs, self.output)]
-        return tirx.PrimFunc(params, stmt).with_attr("s_tir", True)
+        return self.parameters.function([stmt])
 
     def query(self, head: PrimExpr, m: PrimExpr, d: PrimExpr) -> PrimExpr:
         return self.access.element(self.node.operands[0], [*unflatten(head, self.outer), m, d])
@@ -75,4 +73,4 @@ class Operands:
         return tirx.Select(n <= m, score, MINUS_INFINITY) if self.causal else score
 
     def store(self, head: PrimExpr, m: PrimExpr, e: PrimExpr, value: PrimExpr) -> Stmt:
-        return self.output.store([*unflatten(head, self.outer), m, e], value)
+        return self.parameters.outputs[0].store([*unflatten(head, self.outer), m, e], value)

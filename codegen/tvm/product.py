@@ -17,10 +17,10 @@ from tvm import te, tirx
 from plait.codegen.schedule import Schedule
 from plait.codegen.target import Template
 from plait.codegen.tiles import GemmShape, Tile, choose_tile
-from plait.codegen.tvm.access import Access, source_input
+from plait.codegen.tvm.access import Access, flat_reads, source_input
 from plait.codegen.tvm.gemm import Gemm, schedule_gemm
 from plait.codegen.tvm.generic import anchor_of
-from plait.codegen.tvm.loops import unflatten
+from plait.codegen.tvm.loops import Flat, arranged, check_sizes, size_of, unflatten
 from plait.codegen.tvm.scalars import tir_dtype
 from plait.ir import types as t
 from plait.ir.dims import is_static
@@ -85,24 +85,21 @@ class Product:
     def lhs_index(self, b: PrimExpr, i: PrimExpr, k: PrimExpr) -> list[PrimExpr]:
         parts = ((self.lhs_batch, b, self.batch), (self.lhs_free, i, self.rows),
                  (self.lhs_sum, k, self.sums))  # fmt: skip
-        return _scatter(self.lhs.rank, parts)
+        return _scatter(parts)
 
     def rhs_index(self, b: PrimExpr, k: PrimExpr, j: PrimExpr) -> list[PrimExpr]:
         parts = ((self.rhs_batch, b, self.batch), (self.rhs_sum, k, self.sums),
                  (self.rhs_free, j, self.columns))  # fmt: skip
-        return _scatter(self.rhs.rank, parts)
+        return _scatter(parts)
 
     def result_index(self, b: PrimExpr, i: PrimExpr, j: PrimExpr) -> list[PrimExpr]:
         parts = zip((b, i, j), (self.batch, self.rows, self.columns), strict=True)
         return [x for position, extents in parts for x in unflatten(position, extents)]
 
 
-def _scatter(rank: int, parts: Any) -> list[PrimExpr]:
-    index: list[PrimExpr] = [None] * rank
-    for dims, position, extents in parts:
-        for d, i in zip(dims, unflatten(position, extents), strict=True):
-            index[d] = i
-    return index
+def _scatter(parts: Any) -> list[PrimExpr]:
+    dims = [d for part, _, _ in parts for d in part]
+    return arranged(dims, [i for _, at, extents in parts for i in unflatten(at, extents)])
 
 
 def choose(body: Graph, constant: tuple[bool, ...], threads: int) -> Selection | None:
@@ -139,6 +136,7 @@ def _unpacked_form(body: Graph, rhs: int, product: Product) -> str:
 
 def build(body: Graph, schedule: Schedule) -> Any:
     """The PrimFunc of a product over flat buffers: inputs, then the output."""
+    check_sizes(body)
     product = Product.of(body)
     node = body.nodes[anchor_of(body)]
     (anchor,) = body.results(anchor_of(body))
@@ -147,9 +145,9 @@ def build(body: Graph, schedule: Schedule) -> Any:
                 "m" if schedule.parameters["outer"] == "m" else "n",
                 schedule.number("chunks"), bool(schedule.number("parallel")))  # fmt: skip
     rhs = schedule.parameters["rhs"]
-    operands = [_placeholder(i.type, f"x{k}") for k, i in enumerate(body.inputs)]
-    access = Access(body, {k: _reader(x, body.types[k]) for k, x in enumerate(operands)})
-    panels = operands[source_input(body, node.operands[1])] if rhs == "packed" else None
+    operands = [_operand(i.type, f"x{k}") for k, i in enumerate(body.inputs)]
+    access = Access(body, flat_reads(operands))
+    panels = operands[source_input(body, node.operands[1])].buffer if rhs == "packed" else None
 
     def a_load(b: PrimExpr, i: PrimExpr, k: PrimExpr) -> PrimExpr:
         return access.element(node.operands[0], product.lhs_index(b, i, _variable(k)))
@@ -165,7 +163,7 @@ def build(body: Graph, schedule: Schedule) -> Any:
         return access.epilogue(anchor, total, body.outputs[0], product.result_index(*at))
 
     out = body.output_types[0]
-    gemm = Gemm(shape, tile, operands, a_load, b_load, epilogue,
+    gemm = Gemm(shape, tile, [x.buffer for x in operands], a_load, b_load, epilogue,
                 rhs if rhs in ("packed", "rows") else "any", _out_map(product, out))  # type: ignore[arg-type]  # fmt: skip
     return schedule_gemm(gemm)
 
@@ -175,35 +173,23 @@ def _variable(axis: Any) -> PrimExpr:
     return axis.var if isinstance(axis, tirx.IterVar) else axis
 
 
-def _placeholder(type: TensorType, name: str) -> Any:
-    size = max(1, math.prod(type.static("TVM code generation")))
-    return te.placeholder((size,), tir_dtype(type.dtype), name=name)
+class _Operand(Flat):
+    """A tensor as flat memory of a tensor expression."""
+
+    def load(self, index: Sequence[PrimExpr]) -> PrimExpr:
+        return self.buffer(self.at(index))
 
 
-def _reader(tensor: Any, type: TensorType) -> Any:
-    steps = strides(type)
-
-    def read(index: Sequence[PrimExpr]) -> PrimExpr:
-        offset: PrimExpr = tirx.const(0, "int32")
-        for i, step, n in zip(index, steps, type.shape, strict=True):
-            if n != 1:
-                offset = offset + i * step
-        return tensor(offset)
-
-    return read
+def _operand(type: TensorType, name: str) -> _Operand:
+    size = max(1, size_of(type))
+    return _Operand(type, te.placeholder((size,), tir_dtype(type.dtype), name=name))
 
 
 def _out_map(product: Product, out: TensorType) -> Any:
     """An index map to the output's memory order where it is not row-major."""
     if out.layout is None:
         return None
-    steps = strides(out)
-
-    def to_memory(b: PrimExpr, i: PrimExpr, j: PrimExpr) -> list[PrimExpr]:
-        index = product.result_index(b, i, j)
-        return [sum((x * s for x, s in zip(index, steps, strict=True)), tirx.const(0, "int32"))]
-
-    return to_memory
+    return lambda *position: [Flat(out, None).at(product.result_index(*position))]
 
 
 GEMM = Template("gemm", choose, build)

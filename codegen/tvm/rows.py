@@ -16,6 +16,7 @@ from plait.codegen.tvm.loops import (
     combine,
     fill,
     loop,
+    put,
     sequence,
     unflatten,
     vectors,
@@ -43,7 +44,7 @@ class Total:
 
     def take(self, buffer: Any, at: PrimExpr, value: PrimExpr) -> Stmt:
         """Reduce one more value into an element of `buffer`."""
-        return tirx.BufferStore(buffer, combine(self.kind, self.dtype, buffer[at], value), [at])
+        return put(buffer, at, combine(self.kind, self.dtype, buffer[at], value))
 
     def begin(self) -> list[Stmt]:
         start = const(e.identity(self.kind, self.dtype), tir_dtype(self.dtype))
@@ -73,19 +74,13 @@ class Rows(Phases):
 
     def __init__(self, nest: Nest, row: dict[int, PrimExpr], length: int) -> None:
         super().__init__(nest, row)
-        self.reduced = [d for d in nest.space.order if d in nest.space.axes]
         self.inner = nest.space.shape[self.reduced[-1]]
         self.outer = [nest.space.shape[d] for d in self.reduced[:-1]]
         self.length = length
         self.totals: dict[int, Total] = {}
 
     def index(self, outer: Sequence[PrimExpr], at: PrimExpr) -> list[PrimExpr]:
-        index: list[PrimExpr] = [None] * len(self.n.space.shape)
-        for d, i in self.row.items():
-            index[d] = i
-        for d, i in zip(self.reduced, [*outer, at], strict=True):
-            index[d] = i
-        return index
+        return self.point([*outer, at])
 
     def place(self, outer: Sequence[PrimExpr], at: PrimExpr) -> PrimExpr:
         """Position inside the row."""
@@ -137,10 +132,7 @@ class Rows(Phases):
             """Store what later phases read again, to be read back in this one."""
             index = self.index(outer, at)
             place = self.place(outer, at)
-            stmts = [
-                tirx.BufferStore(space, self.n.element(v, index), [place])
-                for v, space in spaces.items()
-            ]
+            stmts = [put(space, place, self.n.element(v, index)) for v, space in spaces.items()]
             return stmts + [self.n.store(v, f, index) for v, f in early.items()]
 
         def wide(outer: list[PrimExpr], at: PrimExpr, slot: PrimExpr) -> Stmt:
@@ -197,7 +189,7 @@ class Rows(Phases):
         index = self.index([zero] * len(self.outer), zero)
         for v in self.row_values(level):
             buffer = self.allocate(1, self.n.body.types[v].dtype, f"row{v}")
-            stmts.append(tirx.BufferStore(buffer, self.n.element(v, index), [zero]))
+            stmts.append(put(buffer, zero, self.n.element(v, index)))
             self.n.keep(v, _number(buffer))
         return stmts
 

@@ -14,10 +14,12 @@ pytest.importorskip("tvm", reason="TVM comes with the compile extra")
 from plait.codegen.plan import Call, ModulePlan, PointerArg, TensorSpec
 from plait.codegen.tvm.build import KernelJob, compile_many, host_target
 from plait.codegen.tvm.loopnest import build_nest
+from plait.codegen.tvm.loops import flat
 from plait.codegen.tvm.main_func import compile_main
 from plait.codegen.tvm.nest import Nest
 from plait.codegen.tvm.pointers import over_pointers
 from plait.codegen.tvm.rows import MAX_ROW_BYTES, Rows
+from plait.codegen.tvm.target import cpu_target
 from plait.ir import types as t
 from plait.ir.builder import Builder, Value
 from plait.ir.errors import Unsupported
@@ -324,3 +326,22 @@ def test_which_dimension_is_innermost_decides() -> None:
     assert "row" in build_nest(build(softmax, (4, 27))).script()
     columns = build_nest(build(lambda b, x: softmax(b, x, 0), (4, 27))).script()
     assert "tile" in columns
+
+
+@pytest.mark.parametrize("case", [
+    Case("input", lambda b, x: b.emit("exp", x), ((65_536, 32_768),)),
+    Case("inside", lambda b, x, y: total(b, b.emit("exp", x + y)), ((65_536, 1), (32_768,))),
+    Case("product", lambda b, x, y: b.emit(
+        "dot_general", x, y, lhs_contract=(1,), rhs_contract=(0,)), ((65_536, 1), (1, 32_768))),
+    Case("pool", lambda b, x: b.emit(
+        "max_pool", x, window=(1,), stride=(1,), low=(0,), high=(0,), dilation=(1,)),
+        ((1, 65_536, 32_768),)),
+], ids=lambda c: c.name)  # fmt: skip
+def test_refuses_more_elements_than_int32_counts(case: Case) -> None:
+    body = build(case.make, *case.operands)
+    schedule = cpu_target().select(body, (False,) * len(body.inputs)).schedule
+    with pytest.raises(Unsupported, match=r"2147483648 elements, but CPU kernels index at most"):
+        cpu_target().build(body, schedule)
+    with pytest.raises(Unsupported, match=r"2147483648 elements, but CPU kernels index at most"):
+        flat(TensorType(t.u8, (2**31,)), "x")
+    assert flat(TensorType(t.u8, (2**31 - 1,)), "x").at([7]).value == 7
