@@ -1,4 +1,4 @@
-"""Register tiles of matrix products on AVX2, chosen by a model of the core; packing of constants.
+"""Register tiles of matrix products on AVX2, chosen by a model of the core.
 
 The model is the slowest of four things in one step of the reduction: the latency of a chain of
 multiply-adds, their two ports, the two load ports, and what the L2 cache delivers.  It is within
@@ -9,9 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
-
-import numpy as np
-from numpy.typing import NDArray
 
 LANES = 8  # float32 lanes of a vector register
 REGISTERS = 16  # vector registers
@@ -96,11 +93,3 @@ def _outer_loop(shape: GemmShape, mr: int, nr: int) -> Literal["m", "n"]:
     by_panel = right + left * (ceil_div(shape.n, nr) if left > L2_BYTES else 1)
     by_row = left + right * (ceil_div(shape.m, mr) if right > L2_BYTES // 2 else 1)
     return "n" if by_panel <= by_row else "m"
-
-
-def pack_panels(matrix: NDArray[np.float32], nr: int) -> NDArray[np.float32]:
-    """A `[k, n]` matrix as panels `[ceil(n / nr), k, nr]`, the last one padded with zeros."""
-    k, n = matrix.shape
-    padded = np.zeros((k, ceil_div(n, nr) * nr), matrix.dtype)
-    padded[:, :n] = matrix
-    return np.ascontiguousarray(padded.reshape(k, -1, nr).transpose(1, 0, 2))

@@ -125,11 +125,6 @@ def compile_many(
             raise
 
 
-def toolchain() -> str:
-    """The versions that decide what code comes out: part of every kernel's cache key."""
-    return f"tvm {tvm.__version__} llvm {llvm.llvm_version_major()}"
-
-
 def assembly(func: Any, symbol: str, target: CpuTarget) -> str:
     """The assembly of a kernel, for people."""
     named = as_c_function(func).with_attr("global_symbol", symbol)

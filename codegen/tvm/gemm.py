@@ -18,7 +18,6 @@ from tvm import s_tir, te, tirx
 from plait.codegen.tiles import LANES, GemmShape, Tile, ceil_div
 
 HEAVY_EPILOGUE = 24  # expression nodes from which an unrolled epilogue is too much code
-STACK_BYTES = 1024  # TVM keeps smaller scratch on the stack
 
 Rhs = Literal["packed", "rows", "any"]
 
@@ -80,19 +79,14 @@ def schedule_gemm(gemm: Gemm) -> Any:
 
 
 def _normalized(gemm: Gemm) -> Gemm:
-    """The product with the way B is read, chunks and parallelism that its shape allows."""
+    """The product with the way B is read and the chunks that its shape allows."""
     tile, shape = gemm.tile, gemm.shape
     if gemm.rhs == "packed" or (gemm.rhs == "rows" and not gemm.ragged_columns):
         return replace(gemm, tile=replace(tile, chunks=1))
     row_tiles = ceil_div(shape.m, tile.mr)
     if row_tiles == 1:  # each element of B is used once: nothing to gain from packing
         return replace(gemm, rhs="rows", tile=replace(tile, chunks=1))
-    chunks, parallel = min(tile.chunks, row_tiles), tile.parallel
-    if 4 * shape.k * tile.nr >= STACK_BYTES:
-        # TVM hoists a workspace out of a serial loop to where its device has no name.
-        parallel = True
-        chunks = max(chunks, 1 if shape.batch * gemm.panels > 1 else 2)
-    return replace(gemm, rhs="any", tile=replace(tile, chunks=chunks, parallel=parallel))
+    return replace(gemm, rhs="any", tile=replace(tile, chunks=min(tile.chunks, row_tiles)))
 
 
 def _compute(gemm: Gemm) -> tuple[Any, bool]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tvm import te, tirx
 
 from plait.codegen.plan import Call, ModulePlan, PointerArg, TensorSpec
-from plait.codegen.tiles import GemmShape, Tile, choose_tile, pack_panels
+from plait.codegen.tiles import GemmShape, Tile, ceil_div, choose_tile
 from plait.codegen.tvm.build import assembly, compile_kernel, host_target
 from plait.codegen.tvm.gemm import Gemm, schedule_gemm
 from plait.codegen.tvm.main_func import compile_main
@@ -41,6 +41,14 @@ def run(gemm: Gemm, inputs: list[Array], out_shape: tuple[int, ...]) -> Array:
 
 def random(seed: int, *shape: int) -> Array:
     return np.random.default_rng([seed, *shape]).standard_normal(shape, np.float32)
+
+
+def pack_panels(matrix: Array, nr: int) -> Array:
+    """A `[k, n]` matrix as panels `[ceil(n / nr), k, nr]`, the last one padded with zeros."""
+    k, n = matrix.shape
+    padded = np.zeros((k, ceil_div(n, nr) * nr), matrix.dtype)
+    padded[:, :n] = matrix
+    return np.ascontiguousarray(padded.reshape(k, -1, nr).transpose(1, 0, 2))
 
 
 def case(shape: GemmShape, tile: Tile, rhs: str) -> tuple[Gemm, list[Array], Array]:
@@ -108,6 +116,13 @@ def test_any_tile_has_the_same_bits(tile: Tile, rhs: str) -> None:
     size = GemmShape(1, 11, 50, 37)
     want = check(*case(size, Tile(4, 16, parallel=False), rhs))
     np.testing.assert_array_equal(check(*case(size, tile, rhs)), want)
+
+
+@pytest.mark.parametrize("n", [16, 50])
+def test_panels_packed_by_one_thread(n: int) -> None:
+    """Panels of more than the kilobyte that TVM keeps on the stack."""
+    size = GemmShape(1, 11, n, 301)
+    check(*case(size, Tile(4, 16, parallel=False), "any"))
 
 
 def test_transposed_operand_and_output_layout() -> None:

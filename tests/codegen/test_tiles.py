@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from plait.codegen.tiles import (
@@ -11,7 +10,6 @@ from plait.codegen.tiles import (
     GemmShape,
     choose_tile,
     gemm_cycles,
-    pack_panels,
     register_tiles,
 )
 
@@ -45,13 +43,3 @@ def test_small_products_stay_on_one_thread() -> None:
 def test_two_threads_take_half() -> None:
     shape = GemmShape(1, 128, 768, 768)
     assert gemm_cycles(shape, 4, 24, 2) == gemm_cycles(shape, 4, 24, 1) / 2
-
-
-@pytest.mark.parametrize("n", [1, 8, 24, 25, 77])
-def test_panels(n: int) -> None:
-    matrix = np.random.default_rng(n).standard_normal((5, n), np.float32)
-    panels = pack_panels(matrix, 24)
-    assert panels.shape == (-(-n // 24), 5, 24)
-    flat = panels.transpose(1, 0, 2).reshape(5, -1)
-    np.testing.assert_array_equal(flat[:, :n], matrix)
-    assert not flat[:, n:].any()
