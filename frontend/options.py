@@ -43,38 +43,24 @@ class Options(BaseModel):
         return ("never", "always")[bool(value)] if value in (0, 1) else value
 
 
-# Names that torch gives meaning to. A compiled call has no launch overhead left to reduce, and
-# schedules are measured by `plait tune`, not during a call: the modes differ in nothing yet.
-MODES: Final[Mapping[str, dict[str, Any]]] = {
-    "default": {},
-    "reduce-overhead": {},
-    "max-autotune": {},
-    "max-autotune-no-cudagraphs": {},
-    "lite": {},
-}
+# Names that torch gives meaning to. They differ in nothing here: a compiled call has no launch
+# overhead left to reduce, and no schedule is chosen by measuring.
+MODES: Final = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs", "lite")
 
 
 def resolve(mode: str | None, options: Mapping[str, Any] | None) -> Options:
-    """The options in force; every mode is short for options.
+    """The options in force; every mode that torch knows is accepted and changes none of them.
 
     Raises `UnknownName`, which suggests the nearest name, and `UsageError` for a bad value.
     """
     if mode is not None and mode not in MODES:
         raise UnknownName("mode", mode, list(MODES))
-    merged = {**MODES[mode or "default"], **(options or {})}
-    for name in merged:
+    given = dict(options or {})
+    for name in given:
         if name not in Options.model_fields:
             raise UnknownName("option", name, list(Options.model_fields))
     try:
-        return Options.model_validate(merged)
+        return Options.model_validate(given)
     except ValidationError as error:
         first = error.errors()[0]
         raise UsageError(f"option {first['loc'][0]!r}: {first['msg']}") from None
-
-
-def list_options() -> dict[str, str]:
-    """Every option with its default and its meaning."""
-    return {
-        name: f"{info.description} (default {info.default!r})"
-        for name, info in Options.model_fields.items()
-    }
