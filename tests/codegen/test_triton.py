@@ -165,7 +165,7 @@ def test_names_what_triton_refuses() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", CASES)
 def test_gpu_agrees(case: str) -> None:
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="torch comes with the compile extra")
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     assert difference(CASES[case], arguments(case), "cuda") == ""

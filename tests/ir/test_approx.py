@@ -88,7 +88,7 @@ def test_ulp_errors_judge_edges() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_compiled_code_keeps_the_bound(name: str) -> None:
-    pytest.importorskip("tvm")
+    pytest.importorskip("tvm", reason="TVM comes with the compile extra")
     x = dense()[::4]
     errors = ulp_errors(as_function(compiled(approx.TABLE[name]))(x), exact(name, x))
     worst = int(np.argmax(errors))
@@ -97,7 +97,7 @@ def test_compiled_code_keeps_the_bound(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_compiled_code_has_no_calls(name: str) -> None:
-    pytest.importorskip("tvm")
+    pytest.importorskip("tvm", reason="TVM comes with the compile extra")
     text = compiled(approx.TABLE[name]).mod.inspect_source("asm")
     body = text[text.index("main_compute_:") :].split("retq", 1)[0]
     assert "call" not in body
@@ -108,7 +108,7 @@ def test_compiled_code_has_no_calls(name: str) -> None:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", NAMES)
 def test_error_over_all_floats(name: str) -> None:
-    pytest.importorskip("tvm")
+    pytest.importorskip("tvm", reason="TVM comes with the compile extra")
     function = as_function(compiled(approx.TABLE[name]))
     error, where = worst_of(name, function, all_floats(EXACT[name].mirror))
     assert error <= approx.ULP[name], f"{name}({where!r})"
