@@ -14,13 +14,10 @@ from plait.codegen.tvm.lstm import LSTM
 from plait.codegen.tvm.narrow import NARROW
 from plait.codegen.tvm.product import GEMM
 from plait.codegen.tvm.window import DEPTHWISE, POOL
+from plait.codegen.tvm.winograd import WINOGRAD
 from plait.ir.graph import Graph
-from plait.passes.fuse import ANCHORS
+from plait.passes.fuse import anchors
 from plait.passes.select import Selection
-
-
-def _has_anchor(body: Graph) -> bool:
-    return any(n.op in ANCHORS for n in body.nodes)
 
 
 def _choose_generic(body: Graph, constant: tuple[bool, ...], threads: int) -> Selection | None:
@@ -30,7 +27,7 @@ def _choose_generic(body: Graph, constant: tuple[bool, ...], threads: int) -> Se
 
 
 def _choose_loops(body: Graph, constant: tuple[bool, ...], threads: int) -> Selection | None:
-    return None if _has_anchor(body) else Selection("loops")
+    return None if anchors(body) else Selection("loops")
 
 
 def _build_generic(body: Graph, schedule: Schedule) -> Any:
@@ -44,4 +41,4 @@ def _build_loops(body: Graph, schedule: Schedule) -> Any:
 GENERIC = Template("generic", _choose_generic, _build_generic)
 LOOPS = Template("loops", _choose_loops, _build_loops)
 
-TEMPLATES = (ATTENTION, LSTM, GEMM, DEPTHWISE, NARROW, CONV, POOL, GENERIC, LOOPS)
+TEMPLATES = (ATTENTION, LSTM, GEMM, DEPTHWISE, NARROW, WINOGRAD, CONV, POOL, GENERIC, LOOPS)

@@ -91,7 +91,7 @@ class Case:
 
 CASES = [
     # residual networks: 3x3, pointwise, strided shortcut, the stem from a row-major image
-    Case((1, 16, 14, 14), 32, (3, 3), low=1),
+    Case((1, 20, 14, 14), 32, (3, 3), low=1),
     Case((1, 16, 9, 11), 48, (1, 1)),
     Case((1, 24, 14, 14), 32, (1, 1), stride=2),
     Case((1, 3, 30, 30), 16, (7, 7), stride=2, low=3, last=False),
@@ -103,7 +103,7 @@ CASES = [
     Case((3, 5, 7, 7), 10, (3, 3)),
     Case((1, 9, 13, 10), 17, (3, 5), stride=(1, 2), low=(1, 2), high=(0, 3), dilation=(2, 1)),
     Case((1, 8, 9, 9), 16, (3, 3), low=(-1, -2), high=(-1, 0)),
-    Case((1, 8, 9, 9), 16, (3, 3), low=(-1, 1), high=(2, -1)),
+    Case((1, 8, 9, 9), 20, (3, 3), low=(-1, 1), high=(2, -1)),
     Case((1, 16, 12, 12), 8, (3, 3), low=4, high=4, dilation=4),
     # groups: whole panels, half a vector, an odd size, several panels with a rest
     Case((1, 32, 6, 6), 64, (3, 3), low=1, groups=2),

@@ -14,7 +14,7 @@ from plait.ir.builder import Builder
 from plait.ir.graph import Graph
 from plait.ir.interp import interpret
 from plait.ir.types import TensorType
-from plait.passes.select import GatePanels
+from plait.passes.packing import GatePanels
 from plait.runtime.compiler import Module, compile_graph
 
 Array = NDArray[Any]

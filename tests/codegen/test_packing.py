@@ -12,7 +12,7 @@ from plait.ir.builder import Builder
 from plait.ir.graph import Attrs, Node
 from plait.ir.interp import interpret
 from plait.ir.types import TensorType, from_numpy
-from plait.passes.select import FORMS
+from plait.passes.packing import FORMS
 from tests.codegen.graphs import normal
 
 CONV = {"stride": (1, 1), "low": (0, 0), "high": (0, 0), "dilation": (1, 1)}

@@ -1,0 +1,341 @@
+"""The template of 3 x 3 convolutions by minimal filtering: products in a transformed space.
+
+Block by block of tiles, their data is transformed into planes [tiles / mr, planes, mr, inputs];
+then every item multiplies a group of tiles by a panel of weights, plane by plane, and transforms
+the products back into results.  Weights are packed as [panels, planes, inputs, nr].  A sum over
+channels is never split, so that a result depends neither on the tile nor on the number of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tvm import tirx
+
+from plait.codegen.conv_tiles import choose_conv_tile, conv_cycles
+from plait.codegen.schedule import Schedule
+from plait.codegen.target import Template
+from plait.codegen.tiles import LANES, ceil_div
+from plait.codegen.tvm.access import source_input
+from plait.codegen.tvm.conv import conv_shape
+from plait.codegen.tvm.image import UNROLLED, ZERO, Frame, Windowed, lanes_of, vectorized
+from plait.codegen.tvm.loops import loop, sequence
+from plait.codegen.tvm.scalars import const
+from plait.codegen.winograd import (
+    PAD,
+    WinogradTile,
+    terms,
+    tile_count,
+    winograd_tiles,
+)
+from plait.ir.graph import Graph
+from plait.ir.winograd import filtering
+from plait.passes.select import Selection
+
+PrimExpr = Any
+Stmt = Any
+Lane = Callable[[int, PrimExpr], PrimExpr]  # a vector's number and a lane to an element
+Put = Callable[[int, PrimExpr, PrimExpr], Stmt]
+WORTH = 0.9  # of the direct sum's estimated time
+
+
+def local(count: int, name: str) -> Any:
+    """A buffer of vectors, which becomes registers."""
+    return tirx.decl_buffer((count * LANES,), "float32", name=name)
+
+
+def put_lane(buffer: Any) -> Put:
+    return lambda k, q, value: tirx.BufferStore(buffer, value, [k * LANES + q])
+
+
+def lane(buffer: Any) -> Lane:
+    return lambda k, q: buffer[k * LANES + q]
+
+
+def every(read: Lane, first: int, step: int) -> Lane:
+    """Vectors first, first + step and so on."""
+    return lambda k, q: read(first + k * step, q)
+
+
+def put_every(put: Put, first: int, step: int) -> Put:
+    """`every`, for what puts vectors."""
+    return lambda k, q, value: put(first + k * step, q, value)
+
+
+def both_ways(matrix: Any, read: Lane, half: Any, put: Put) -> list[Stmt]:
+    """Matrix times a square of vectors times the matrix transposed, by way of a local buffer.
+
+    `read` and `put` take row-major numbers of vectors.
+    """
+    rows, size = matrix.shape
+    stmts: list[Stmt] = []
+    for j in range(size):
+        stmts += transformed(matrix, every(read, j, size), put_every(put_lane(half), j, size))
+    for i in range(rows):
+        row = every(lane(half), i * size, 1)
+        stmts += transformed(matrix, row, put_every(put, i * rows, 1))
+    return stmts
+
+
+def transformed(matrix: Any, read: Lane, put: Put) -> list[Stmt]:
+    """Statements that put the product of a matrix with a column of vectors."""
+
+    def total(row: Any, q: PrimExpr) -> PrimExpr:
+        value: PrimExpr = None
+        for factor, source in terms(row):
+            x = read(source, q)
+            x = x if abs(factor) == 1 else x * const(abs(factor), "float32")
+            if value is None:
+                value = x if factor > 0 else -x
+            else:
+                value = value + x if factor > 0 else value - x
+        return value
+
+    return [vectorized(LANES, lambda q, k=k, row=row: put(k, q, total(row, q)))
+            for k, row in enumerate(matrix)]  # fmt: skip
+
+
+class WinogradNest:
+    """Builds the PrimFunc of one convolution."""
+
+    def __init__(self, windowed: Windowed, tile: WinogradTile, threads: int) -> None:
+        self.frame, self.tile = Frame(windowed), tile
+        self.windowed, self.shape = windowed, conv_shape(windowed)
+        self.window, self.inputs = self.shape.window, self.shape.inputs
+        self.tiles = tile_count(self.shape, tile.m)
+        self.panels = ceil_div(self.shape.oc, tile.nr)
+        self.threads = threads if tile.parallel else 1
+        weight = source_input(windowed.body, windowed.node.operands[1])
+        self.weight = self.frame.inputs[weight].buffer
+        self.matrices = filtering(tile.m)
+        self.plane = tile.mr * self.inputs + PAD  # floats between planes of data
+        size = tile.block // tile.mr * tile.planes * self.plane
+        self.data = tirx.decl_buffer((size,), "float32", name="planes")
+
+    def build(self) -> Any:
+        def block(k: PrimExpr) -> Stmt:
+            first = k * self.tile.block
+            return sequence([self._shared(self.tile.block, [], lambda t: self._data(first, t)),
+                             self._products(first)])  # fmt: skip
+
+        blocks = loop(ceil_div(self.tiles, self.tile.block), block, None, "block")
+        return self.frame.function([tirx.AllocBuffer(self.data), blocks])
+
+    def _shared(self, count: int, buffers: list[Any], stmt: Callable[[PrimExpr], Stmt]) -> Stmt:
+        """`stmt` at 0..count-1, in equal shares of neighbours; each thread has own `buffers`."""
+        share = ceil_div(count, self.threads)
+
+        def part(p: PrimExpr) -> Stmt:
+            def one(k: PrimExpr) -> Stmt:
+                at = p * share + k
+                whole = count % self.threads == 0
+                return stmt(at) if whole else tirx.IfThenElse(at < count, stmt(at), None)
+
+            return sequence([*map(tirx.AllocBuffer, buffers), loop(share, one, None, "k")])
+
+        kind = tirx.ForKind.PARALLEL if self.tile.parallel else None
+        return loop(self.threads, part, kind, "part")
+
+    def _place(self, tile: PrimExpr) -> tuple[PrimExpr, PrimExpr, PrimExpr]:
+        """(image, row, column) of a tile's first result."""
+        m, window = self.tile.m, self.window
+        high, wide = ceil_div(window.oh, m), ceil_div(window.ow, m)
+        image, at = ZERO, tile
+        if window.n > 1:
+            image, at = tirx.floordiv(tile, high * wide), tirx.floormod(tile, high * wide)
+        return image, tirx.floordiv(at, wide) * m, tirx.floormod(at, wide) * m
+
+    # Data
+
+    def _data(self, first: PrimExpr, t: PrimExpr) -> Stmt:
+        """Transform a tile of data in all channels; what lies beyond the last repeats it."""
+        tile, window, size = self.tile, self.window, self.tile.size
+        image, i, j = self._place(tirx.min(first + t, self.tiles - 1))
+        top, left = i - window.low[0], j - window.low[1]
+        n, _, h, w = self.windowed.steps
+        source = image * n + top * h + left * w
+        to = tirx.floordiv(t, tile.mr) * (tile.planes * self.plane)
+        to = to + tirx.floormod(t, tile.mr) * self.inputs
+
+        def inside(k: PrimExpr) -> Stmt:
+            def read(at: int, q: PrimExpr) -> PrimExpr:
+                offset = at // size * h + at % size * w
+                return self.frame.data[source + offset + k * LANES + q]
+
+            return sequence(self._one_data(read, to + k * LANES))
+
+        def border(k: PrimExpr) -> Stmt:
+            patch = local(tile.planes, "patch")
+            copy = self._patch(patch, source + k * LANES, top, left)
+            rest = self._one_data(lane(patch), to + k * LANES)
+            return sequence([tirx.AllocBuffer(patch), copy, *rest])
+
+        vectors = self.inputs // LANES
+        within = loop(vectors, inside, None, "c")
+        if window.padded or window.oh % tile.m or window.ow % tile.m:
+            fits = tirx.all(top >= 0, top + size <= window.h, left >= 0, left + size <= window.w)
+            return tirx.IfThenElse(fits, within, loop(vectors, border, None, "c"))
+        return within
+
+    def _patch(self, patch: Any, source: PrimExpr, top: PrimExpr, left: PrimExpr) -> Stmt:
+        """Copy a tile of one vector, with zeros outside the image."""
+        size, window = self.tile.size, self.window
+        _, _, h, w = self.windowed.steps
+
+        def cell(i: PrimExpr, j: PrimExpr) -> Stmt:
+            at, y, x = i * size + j, top + i, left + j
+
+            def put(value: Callable[[PrimExpr], PrimExpr]) -> Stmt:
+                return vectorized(LANES, lambda q: put_lane(patch)(at, q, value(q)))
+
+            here = source + i * h + j * w
+            live = tirx.all(y >= 0, y < window.h, x >= 0, x < window.w)
+            return tirx.IfThenElse(live, put(lambda q: self.frame.data[here + q]),
+                                   put(lambda q: const(0.0, "float32")))  # fmt: skip
+
+        return loop(size, lambda i: loop(size, lambda j: cell(i, j), None, "j"), None, "i")
+
+    def _one_data(self, read: Lane, to: PrimExpr) -> list[Stmt]:
+        """Transform the columns, then the rows, of one vector; `read` takes row * size + column."""
+        half = local(self.tile.planes, "half")
+
+        def put(x: int, q: PrimExpr, value: PrimExpr) -> Stmt:
+            return tirx.BufferStore(self.data, value, [to + x * self.plane + q])
+
+        return [tirx.AllocBuffer(half), *both_ways(self.matrices.bt, read, half, put)]
+
+    # Products and results
+
+    def _products(self, first: PrimExpr) -> Stmt:
+        tile = self.tile
+        groups, stride = tile.block // tile.rows, tile.rows * tile.nr + PAD
+        made = tirx.decl_buffer((tile.planes * stride,), "float32", name="products")
+
+        def item(k: PrimExpr) -> Stmt:
+            if tile.order == "oc":
+                panel, group = tirx.floordiv(k, groups), tirx.floormod(k, groups)
+            else:
+                panel, group = tirx.floormod(k, self.panels), tirx.floordiv(k, self.panels)
+            at = first + group * tile.rows
+            stmts = [
+                loop(tile.planes, lambda x: self._plane(made, stride, x, panel, group), None, "x"),
+                loop(tile.rows, lambda t: self._result(made, stride, t, at + t, panel), None, "t"),
+            ]
+            return tirx.IfThenElse(at < self.tiles, sequence(stmts), None)
+
+        return self._shared(groups * self.panels, [made], item)
+
+    def _plane(self, made: Any, stride: int, x: PrimExpr, panel: PrimExpr, group: PrimExpr) -> Stmt:
+        """The products of a group of tiles with a panel in one plane."""
+        tile, inputs = self.tile, self.inputs
+        weights = (panel * tile.planes + x) * (inputs * tile.nr)
+
+        def register_tile(r: PrimExpr) -> Stmt:
+            acc = tirx.decl_buffer((tile.mr * tile.nr,), "float32", name="acc")
+            row = ((group * tile.group + r) * tile.planes + x) * self.plane
+            to = x * stride + r * (tile.mr * tile.nr)
+
+            def add(c: PrimExpr, m: PrimExpr, v: PrimExpr) -> Stmt:
+                term = self.data[row + m * inputs + c] * self.weight[weights + c * tile.nr + v]
+                at = m * tile.nr + v
+                return tirx.BufferStore(acc, acc[at] + term, [at])
+
+            zero = const(0.0, "float32")
+            return sequence([
+                tirx.AllocBuffer(acc),
+                self._cells(lambda m, v: tirx.BufferStore(acc, zero, [m * tile.nr + v])),
+                loop(inputs, lambda c: self._cells(lambda m, v: add(c, m, v)), None, "ic"),
+                self._cells(lambda m, v: tirx.BufferStore(
+                    made, acc[m * tile.nr + v], [to + m * tile.nr + v])),
+            ])  # fmt: skip
+
+        return loop(tile.group, register_tile, None, "r")
+
+    def _cells(self, stmt: Callable[[PrimExpr, PrimExpr], Stmt]) -> Stmt:
+        """`stmt(row, channel)` for every accumulator of a register tile."""
+
+        def row(m: PrimExpr) -> Stmt:
+            return sequence([vectorized(lanes, lambda q, k=k: stmt(m, k + q))
+                             for k, lanes in lanes_of(self.tile.nr)])  # fmt: skip
+
+        return loop(self.tile.mr, row, UNROLLED, "m")
+
+    def _result(self, made: Any, stride: int, t: PrimExpr, tile: PrimExpr, panel: PrimExpr) -> Stmt:
+        """Transform the products of one tile back and write its results."""
+        nr = self.tile.nr
+        place = self._place(tile)
+
+        def vector(v: PrimExpr) -> Stmt:
+            channel = panel * nr + v * LANES
+            at = t * nr + v * LANES
+            stmt = sequence(self._one_result(lambda x, q: made[x * stride + at + q],
+                                             place, channel))  # fmt: skip
+            whole = self.shape.oc % nr == 0
+            return stmt if whole else tirx.IfThenElse(channel < self.shape.oc, stmt, None)
+
+        stmt = loop(nr // LANES, vector, None, "v")
+        whole = self.tiles % self.tile.rows == 0
+        return stmt if whole else tirx.IfThenElse(tile < self.tiles, stmt, None)
+
+    def _one_result(
+        self, read: Lane, place: tuple[PrimExpr, PrimExpr, PrimExpr], channel: PrimExpr
+    ) -> list[Stmt]:
+        """One vector of channels; `read` takes a plane.
+
+        Results pass through a local buffer, so that a heavy epilogue is a loop and not repeated.
+        """
+        m = self.tile.m
+        half, stage = local(m * self.tile.size, "half"), local(m * m, "stage")
+        stmts = both_ways(self.matrices.at, read, half, put_lane(stage))
+        image, row, column = place
+
+        def store(i: PrimExpr, j: PrimExpr) -> Stmt:
+            stmt = vectorized(LANES, lambda q: self.frame.store(
+                stage[(i * m + j) * LANES + q],
+                self.windowed.index(image, channel + q, row + i, column + j)))  # fmt: skip
+            whole = self.window.ow % m == 0
+            return stmt if whole else tirx.IfThenElse(column + j < self.window.ow, stmt, None)
+
+        def line(i: PrimExpr) -> Stmt:
+            stmt = loop(m, lambda j: store(i, j), kind, "j")
+            whole = self.window.oh % m == 0
+            return stmt if whole else tirx.IfThenElse(row + i < self.window.oh, stmt, None)
+
+        kind = None if self.frame.heavy else UNROLLED
+        allocations = [tirx.AllocBuffer(b) for b in (half, stage)]
+        return [*allocations, *stmts, loop(m, line, kind, "i")]
+
+
+def choose(body: Graph, constant: tuple[bool, ...], threads: int) -> Selection | None:
+    """Convolutions with constant weights that take clearly less time than as direct sums."""
+    windowed = Windowed.find(body, "conv")
+    weight = windowed.weight(constant) if windowed is not None else None
+    if windowed is None or weight is None or windowed.steps[1] != 1:
+        return None
+    shape = conv_shape(windowed)
+    found = winograd_tiles(shape, threads)
+    if windowed.node.types[0].rank != 4 or not found:
+        return None
+    direct = choose_conv_tile(shape, threads)
+    limit = conv_cycles(shape, direct.mr, direct.nr, threads if direct.parallel else 1)
+    cycles, tile = found[0]
+    if cycles > WORTH * limit:
+        return None
+    schedule = Schedule.make("winograd", m=tile.m, mr=tile.mr, nr=tile.nr, group=tile.group,
+                             block=tile.block, order=tile.order,
+                             parts=threads if tile.parallel else 1)  # fmt: skip
+    return Selection(str(schedule), {weight: (f"winograd{tile.m}", tile.nr)})
+
+
+def build(body: Graph, schedule: Schedule) -> Any:
+    """The PrimFunc of a convolution over flat buffers: inputs, then the output."""
+    parts = schedule.number("parts")
+    tile = WinogradTile(schedule.number("m"), schedule.number("mr"), schedule.number("nr"),
+                        schedule.number("group"), schedule.number("block"),
+                        "oc" if schedule.parameters["order"] == "oc" else "pos",
+                        parts > 1)  # fmt: skip
+    return WinogradNest(Windowed.of(body, "conv"), tile, parts).build()
+
+
+WINOGRAD = Template("winograd", choose, build)
