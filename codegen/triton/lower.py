@@ -168,13 +168,33 @@ class Source:
             return f"tl.where({texts[0]}, {branches[0]}, {branches[1]})"
         if source.kind == "b" and node.fn in _ON_BOOL:
             return _ON_BOOL[node.fn](*texts)
-        if node.fn in ("floordiv", "mod") and all(map(self._not_negative, node.args)):
-            return f"({texts[0]} {'//' if node.fn == 'floordiv' else '%'} {texts[1]})"
+        if node.fn in _WHOLE and not source.is_float:
+            return self._whole(node, mask)
         if node.fn in _INFIX:
             return f"({texts[0]} {_INFIX[node.fn]} {texts[1]})"
         if node.fn == "neg":
             return f"(-{texts[0]})"
         return self._function(node, mask)
+
+    def _whole(self, node: e.Apply, mask: Code | None) -> str:
+        """A division or a shift of integers, as numpy defines those that machines do not."""
+        known = self._literals.get(id(node.args[1]))
+        a, b = (self.typed(arg, mask).text for arg in node.args)
+        if node.fn in ("shl", "shr"):
+            bits = node.dtype.bits
+            if known is not None and 0 <= int(known.value) < bits:  # type: ignore[arg-type]
+                return f"({a} {_INFIX[node.fn]} {b})"
+            b = b if known is None else _tensor(known)
+            name = {"shl": "shift_left", "shr": "shift_right"}[node.fn]
+            return f"device.{name}({a}, {b}, {bits})"
+        plain = {"floordiv": "//", "mod": "%"}.get(node.fn)
+        if known is not None and known.value not in (0, -1):
+            if plain and all(map(self._not_negative, node.args)):
+                return f"({a} {plain} {b})"
+            return _WHOLE[node.fn].format(a=a, b=b)
+        b = b if known is None else _tensor(known)
+        text = _WHOLE[node.fn].format(a=a, b=f"device.divisor({b})")
+        return f"device.quotient({a}, {b}, {text})" if node.fn in _QUOTIENTS else text
 
     def _function(self, node: e.Apply, mask: Code | None) -> str:
         """A function call; half precision is computed in float32 and rounded."""
@@ -252,14 +272,21 @@ def _full(node: e.Lit) -> str:
     plain = node.dtype in (t.bool_, t.f32) or (
         node.dtype in (t.i32, t.i64) and -(2**31) <= int(node.value) < 2**31  # type: ignore[arg-type]
     )
-    text = _literal(node)
-    return text if plain else f"tl.full([], {text}, {tl_dtype(node.dtype)})"
+    return _literal(node) if plain else _tensor(node)
+
+
+def _tensor(node: e.Lit) -> str:
+    return f"tl.full([], {_literal(node)}, {tl_dtype(node.dtype)})"
 
 
 def _cast(text: str, source: t.DType, target: t.DType) -> str:
     if target.kind == "b":
         return text if source.kind == "b" else f"({text} != 0)"
     return f"({text}).to({tl_dtype(target)})"
+
+
+def _divide(d: t.DType, a: str, b: str) -> str:
+    return f"tl.div_rn({a}, {b})" if d == t.f32 else f"({a} / {b})"
 
 
 def _nan_wins(name: str) -> Callable[..., str]:
@@ -285,6 +312,12 @@ _INFIX = {
     "add": "+", "sub": "-", "mul": "*", "and": "&", "or": "|", "xor": "^", "shl": "<<",
     "shr": ">>", "eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=",
 }  # fmt: skip
+# Of integers, with a divisor that is neither 0 nor -1.
+_WHOLE = {
+    "floordiv": "device.floor_divide({a}, {b})", "truncdiv": "({a} // {b})",
+    "mod": "device.modulo({a}, {b})", "fmod": "({a} % {b})", "shl": "", "shr": "",
+}  # fmt: skip
+_QUOTIENTS = ("floordiv", "truncdiv")
 _ON_BOOL: dict[str, Callable[..., str]] = {
     "add": lambda a, b: f"({a} | {b})",
     "mul": lambda a, b: f"({a} & {b})",
@@ -293,12 +326,12 @@ _ON_BOOL: dict[str, Callable[..., str]] = {
     "not": lambda a: f"({a} == 0)",
 }
 FUNCTIONS: dict[str, Callable[..., str]] = {
-    "div": lambda d, a, b: f"tl.div_rn({a}, {b})" if d == t.f32 else f"({a} / {b})",
+    "div": _divide,
     "sqrt": lambda d, x: f"tl.sqrt_rn({x})" if d == t.f32 else f"tl.sqrt({x})",
-    "floordiv": lambda d, a, b: f"device.floor_divide{'_float' if d.is_float else ''}({a}, {b})",
-    "truncdiv": lambda d, a, b: f"device.trunc({a} / {b})" if d.is_float else f"({a} // {b})",
-    "fmod": lambda d, a, b: f"({a} % {b})",
-    "mod": _device("modulo"),
+    "floordiv": lambda d, a, b: f"device.floor_divide_float({a}, {b}, {_divide(d, a, b)})",
+    "truncdiv": lambda d, a, b: f"device.trunc({_divide(d, a, b)})",
+    "fmod": _device("fmod"),
+    "mod": _device("modulo_float"),
     "max": _nan_wins("maximum"),
     "min": _nan_wins("minimum"),
     "fma": lambda d, a, b, c: f"tl.fma({a}, {b}, {c})",

@@ -69,6 +69,33 @@ def _extremes(b: Builder, x: Value) -> tuple[Value, Value]:
     return top, x - low
 
 
+DIVISIONS = ("floordiv", "truncdiv", "mod", "fmod")
+
+
+def _divisions(b: Builder, x: Value, y: Value) -> tuple[Value, ...]:
+    """By data, by literals that need no care, and by those that do."""
+    by = [y, *(b.scalar(n, x.dtype) for n in (3, -3, 0, -1))]
+    made = [b.emit(op, x, n) for n in by for op in DIVISIONS]
+    return *made, *(b.emit(op, b.scalar(-7, x.dtype), y) for op in DIVISIONS)
+
+
+def _positions(b: Builder, x: Value) -> tuple[Value, ...]:
+    """Numbers of elements divided by one another: 0 by 0 too."""
+    n = b.emit("iota", shape=x.shape, axis=0)
+    return tuple(b.emit(op, n, m) + x for op in DIVISIONS for m in (n, b.scalar(4, t.i64)))
+
+
+def _shifts(b: Builder, x: Value, y: Value) -> tuple[Value, ...]:
+    """By data, and by literals inside and outside the width."""
+    by = [y, *(b.scalar(n, x.dtype) for n in (3, x.dtype.bits))]
+    by += [b.scalar(-1, x.dtype)] if x.dtype.kind == "i" else []
+    return tuple(b.emit(op, x, n) for op in ("shl", "shr") for n in by)
+
+
+def _float_divisions(b: Builder, x: Value, y: Value) -> tuple[Value, ...]:
+    return tuple(b.emit(op, x, y) for op in DIVISIONS)
+
+
 CASES: dict[str, Graph] = {
     "chain": graph(_chain, (3, 37, 5), (37, 1)),
     "wide": graph(_wide, (37, 71), (37,)),
@@ -82,11 +109,33 @@ CASES: dict[str, Graph] = {
     "half": graph(_two_norms, (6, 33), (33,), (33,), dtype=t.f16),
     "double": graph(_two_norms, (6, 33), (33,), (33,), dtype=t.f64),
     "extremes": graph(_extremes, (6, 33)),
+    **{
+        f"whole_divisions_{dtype}": graph(_divisions, (64,), (64,), dtype=dtype)
+        for dtype in (t.i8, t.i32, t.i64)
+    },
+    "whole_positions": graph(_positions, (70_000,), dtype=t.i64),  # too many to fold
+    **{
+        f"whole_shifts_{dtype}": graph(_shifts, (64,), (64,), dtype=dtype)
+        for dtype in (t.i8, t.u8, t.i32, t.i64)
+    },
+    "float_divisions": graph(_float_divisions, (64,), (64,)),
 }  # fmt: skip
 
 
 def arguments(case: str) -> list[Any]:
-    """Random inputs of a case; one row of `extremes` holds a NaN."""
+    """Random inputs of a case; one row of `extremes` holds a NaN, divisions meet every edge."""
+    types = CASES[case].input_types
+    if case.startswith("whole"):
+        info = np.iinfo(types[0].dtype.numpy)
+        left = [info.min, info.min + 1, -7 if info.min else 7, 0, 1, 7, info.max - 1, info.max]
+        right = [0, 1, 2, 5, info.bits - 1, info.bits, info.max, info.min]
+        right[2:4] = [-1, -2] if info.min else [2, 5]
+        pairs = np.array([(a, b) for a in left for b in right], types[0].dtype.numpy)
+        return [np.resize(pairs[:, k], ty.static("test")) for k, ty in enumerate(types)]
+    if case == "float_divisions":
+        edges = [0.0, 0.1, -0.1, 1.0, -7.5, 3.0, np.inf, np.nan]
+        pairs = np.array([(a, b) for a in edges for b in edges], np.float32)
+        return [pairs[:, k].copy() for k in range(2)]
     rng = np.random.default_rng(0)
     arrays = [
         rng.standard_normal(ty.static("test")).astype(ty.dtype.numpy)
@@ -150,7 +199,11 @@ def difference(graph: Graph, inputs: Sequence[Any], device: str) -> str:
 
 
 def main() -> None:
-    found = {name: difference(graph, arguments(name), "cpu") for name, graph in CASES.items()}
+    found = {}
+    for name, graph in CASES.items():
+        # What machines leave undefined must not be asked of them, though numpy defines it.
+        with np.errstate(divide="raise" if name.startswith("whole") else "ignore"):
+            found[name] = difference(graph, arguments(name), "cpu")
     for sample in SAMPLES:
         if sample.op in (*LIBRARY, "aten", "kernel"):
             continue
