@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 
 from plait.cli import main as cli
+from plait.cli import run as run_verb
+from plait.codegen.plan import TensorSpec
+from plait.runtime import bench
 from plait.runtime.artifact import Contents, write_artifact
 
 Capture = pytest.CaptureFixture[str]
@@ -24,7 +27,7 @@ def run(capsys: Capture, *arguments: object, code: int = 0) -> dict[str, Any]:
 
 
 def refused(capsys: Capture, *arguments: object, code: int) -> str:
-    assert cli.main([*map(str, arguments)]) == code
+    assert cli.main([*map(str, arguments)]) == code, capsys.readouterr().err
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     return error
@@ -104,6 +107,55 @@ def test_bench_compares(small_artifact: Path, wrong_artifact: Path, capsys: Capt
         str(wrong_artifact),
     ]
     run(capsys, "bench", small_artifact, *flags, "--at-least", 100, code=1)
+
+
+def test_bench_gives_all_the_same_inputs(
+    small_artifact: Path,
+    small_contents: Contents,
+    tmp_path: Path,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    other = tmp_path / "other.plait"
+    x = small_contents.samples_in["x"] * 5
+    write_artifact(other, replace(small_contents, samples_in={"x": x}))
+    results: list[Any] = []
+
+    def call_once(candidates: Any, **options: Any) -> bench.Comparison:
+        results.extend(call() for call in candidates.values())
+        return compare(candidates, **options)
+
+    compare = bench.compare
+    monkeypatch.setattr(bench, "compare", call_once)
+    run(capsys, "bench", small_artifact, "--against", other, "--rounds", 3)
+    for mine, theirs in zip(*results, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_bench_refuses_artifacts_with_other_inputs(
+    small_artifact: Path, small_contents: Contents, tmp_path: Path, capsys: Capture
+) -> None:
+    (code,) = small_contents.code
+    plan = replace(code.plan, inputs=(TensorSpec("y", "float32", (4, 256)),))
+    other = tmp_path / "other.plait"
+    contents = replace(small_contents, code=(replace(code, plan=plan),), samples_in={})
+    write_artifact(other, replace(contents, samples_out={}))
+    error = refused(capsys, "bench", small_artifact, "--against", other, code=2)
+    assert "takes y: float32[4, 256]" in error and "takes x: float32[4, 256]" in error
+
+
+def test_numbers_that_json_cannot_write_are_null(
+    small_artifact: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    np.save(tmp_path / "x.npy", np.full((4, 256), np.nan, np.float32))
+    document = run(capsys, "run", small_artifact, "-i", f"x={tmp_path / 'x.npy'}")
+    assert document["outputs"][0]["mean"] is None
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "complex128"])
+def test_complex_outputs_have_no_extremes(dtype: str) -> None:
+    row = run_verb._describe(TensorSpec("y", dtype, (2,)), np.ones(2, dtype))
+    assert set(row) == {"name", "dtype", "shape"}
 
 
 def test_damaged_and_absent_files(small_artifact: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -48,12 +48,16 @@ def run(capsys: Capture, *arguments: object, code: int = 0) -> dict[str, Any]:
     return document
 
 
-def test_explain(capsys: Capture) -> None:
+def test_explain(capsys: Capture, repo_root: Path) -> None:
     document = run(capsys, "explain", "sample_factories:good")
     assert document["schema"] == "plait.explain/1"
     assert document["standalone"] is True
     assert document["ops"]["tanh"] == 1
     assert document["weights_bytes"] == 4 * (16 * 8 + 8)
+    plan = document["plan"]
+    assert plan["kernels"] >= 1 and plan["flops"] == 2 * 2 * 16 * 8
+    page = (repo_root / "docs" / "cli.md").read_text()
+    assert [field for field in plan if f"`{field}`" not in page] == []
     assert cli.main(["explain", "sample_factories:good", "--ir"]) == 0
     assert capsys.readouterr().out.startswith("graph ")
 

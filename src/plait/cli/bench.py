@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,28 +14,43 @@ from plait.cli.run import InputsOption, ThreadsOption
 from plait.ir.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from rich.console import Console
 
+    from plait.cli.arrays import Arrays
     from plait.runtime.bench import Comparison
 
 
-def _candidate(
-    path: Path, inputs: Sequence[str] | None, threads: int | None
-) -> Callable[[], object]:
-    """A call of the artifact on its inputs."""
+def _candidates(
+    paths: Sequence[Path], inputs: Sequence[str] | None, threads: int | None
+) -> dict[str, Callable[[], object]]:
+    """A call of each artifact, all on the same inputs: given ones, or those of the first.
+
+    Raises `UsageError` for an artifact that takes inputs of other names or types.
+    """
     from plait.cli.arrays import random_inputs, read_inputs
     from plait.runtime.artifact import Artifact
 
-    artifact = Artifact.open(path)
-    compiled = artifact.load(threads)
+    artifacts = [Artifact.open(path) for path in paths]
+    taken = [{spec.name: str(spec) for spec in a.plan().inputs} for a in artifacts]
+    for path, types in zip(paths, taken, strict=True):
+        if types != taken[0]:
+            wanted = _listed(taken[0])
+            raise UsageError(f"{path}: takes {_listed(types)}, but {paths[0]} takes {wanted}")
+    models = [artifact.load(threads) for artifact in artifacts]
     if inputs:
-        arrays = read_inputs(inputs, compiled.inputs)
+        arrays: Arrays = read_inputs(inputs, models[0].inputs)
     else:
-        arrays = artifact.samples()[0] or random_inputs(compiled.inputs)
-    ordered = [arrays[spec.name].copy() for spec in compiled.inputs]
-    return lambda: compiled(*ordered)
+        arrays = artifacts[0].samples()[0] or random_inputs(models[0].inputs)
+    return {
+        str(path): partial(model, *(arrays[spec.name].copy() for spec in model.inputs))
+        for path, model in zip(paths, models, strict=True)
+    }
+
+
+def _listed(types: Mapping[str, str]) -> str:
+    return ", ".join(f"{name}: {type_}" for name, type_ in types.items()) or "no inputs"
 
 
 def _rows(result: Comparison, baseline: str) -> list[dict[str, Any]]:
@@ -85,13 +101,13 @@ def bench(
     others = against or []
     if at_least is not None and not others:
         raise UsageError("--at-least compares with another artifact: give --against")
-    paths = {str(path): path for path in (model, *others)}
-    if len(paths) != 1 + len(others):
+    paths = [model, *others]
+    if len({str(path) for path in paths}) != len(paths):
         raise UsageError("--against: expected other artifacts than MODEL, each once")
-    candidates = {name: _candidate(path, inputs, threads) for name, path in paths.items()}
     with output.working("measuring") as progress:
+        candidates = _candidates(paths, inputs, threads)
         result = compare(candidates, rounds=rounds, progress=progress)
-    baseline = list(paths)[-1]
+    baseline = str(paths[-1])
     rows = _rows(result, baseline)
     data = {"rounds": rounds, "baseline": baseline, "candidates": rows}
     output.emit("bench", data, lambda where: _draw(where, data), as_json)

@@ -113,13 +113,14 @@ def explain(
     as_json: output.JsonFlag = False,
 ) -> None:
     """Capture a model and tell which operators are lowered and which are not."""
-    with output.working("capturing"):
+    with output.working("capturing") as progress:
         from plait.frontend.export import capture
 
         captured = capture(source)
-    data = describe(captured)
-    static = all(is_static(t.shape) for t in captured.graph.types)
-    data["plan"] = plan(captured) if static and data["standalone"] else None
+        data = describe(captured)
+        static = all(is_static(t.shape) for t in captured.graph.types)
+        progress("planning")
+        data["plan"] = plan(captured) if static and data["standalone"] else None
     if ir:
         data["ir"] = str(captured.graph)
         output.emit("explain", data, lambda where: print(data["ir"]), as_json)

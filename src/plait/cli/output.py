@@ -7,6 +7,7 @@ added; a field that changes its meaning or goes raises the version in `SCHEMAS`.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -53,10 +54,19 @@ def _plain(value: object) -> Any:
     raise TypeError(f"no JSON form for {type(value).__name__}")
 
 
+def _finite(value: Any) -> Any:
+    """The value with null for NaN and infinities, which JSON cannot write."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 def document(verb: str, data: Mapping[str, Any]) -> str:
     """The JSON text of a verb's result. Raises KeyError for a verb without a schema version."""
     head = {"schema": f"plait.{verb}/{SCHEMAS[verb]}"}
-    return json.dumps({**head, **data}, indent=2, default=_plain, allow_nan=False)
+    return json.dumps(_finite({**head, **data}), indent=2, default=_plain, allow_nan=False)
 
 
 def emit(

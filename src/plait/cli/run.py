@@ -47,7 +47,7 @@ def _describe(spec: TensorSpec, array: Any) -> dict[str, Any]:
     from plait.runtime.check import declared
 
     row: dict[str, Any] = {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
-    if array.size and spec.dtype != "complex64":
+    if array.size and array.dtype.kind != "c":  # complex numbers have no order
         wide = declared(spec, array).astype("float64")
         row |= {"min": float(wide.min()), "mean": float(wide.mean()), "max": float(wide.max())}
     return row
