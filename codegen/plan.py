@@ -7,9 +7,11 @@ stores, and knows neither TVM nor the loader.  All sizes and offsets are in byte
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import sha256
 from typing import Any, Literal, cast, get_args
 
@@ -38,7 +40,7 @@ class TensorSpec:
 
     @property
     def nbytes(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64)) * DTYPES[self.dtype].itemsize
+        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
     def __str__(self) -> str:
         return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
@@ -90,7 +92,7 @@ class ModulePlan:
     weights: tuple[WeightSpec, ...] = ()
     meta: Mapping[str, str] = field(default_factory=dict[str, str])
 
-    @property
+    @cached_property
     def weights_bytes(self) -> int:
         return max((w.byte_offset + w.nbytes for w in self.weights), default=0)
 
@@ -99,7 +101,7 @@ class ModulePlan:
         """The kernels called, each once, in order of first use."""
         return tuple(dict.fromkeys(s.symbol for s in self.steps if isinstance(s, Call)))
 
-    @property
+    @cached_property
     def main_symbol(self) -> str:
         """The name of `main`, derived from the content, so that modules never share one."""
         digest = sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
@@ -204,7 +206,7 @@ def _check_pointer(plan: ModulePlan, name: str, pointer: PointerArg, extent: int
     tensors = {"input": plan.inputs, "output": plan.outputs}.get(pointer.space)
     if tensors is None:
         size = plan.arena_bytes if pointer.space == "arena" else plan.weights_bytes
-    elif pointer.index < len(tensors):
+    elif 0 <= pointer.index < len(tensors):
         size = tensors[pointer.index].nbytes
     else:
         raise PlanError(f"{name}: there is no {pointer.space} {pointer.index}")

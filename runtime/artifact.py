@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -81,14 +82,26 @@ def abi() -> dict[str, str]:
 
 
 def write_artifact(path: Path, contents: Contents) -> None:
-    """Write the artifact under a temporary name, then rename it: never half a file at `path`."""
-    temporary = path.with_name(f".{path.name}.partial")
+    """Write the artifact under a temporary name, then rename it: never half a file at `path`.
+
+    Each writer has a name of its own; of several at once the last to finish wins.
+    """
+    temporary = path.with_name(f".{path.name}.{token_hex(8)}.partial")
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             _write(file, _members(contents), _manifest(contents))
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class _Build:
+    """The build for one CPU: as `TargetCode`, with the names of its objects."""
+
+    cpu: CpuTarget
+    plan: ModulePlan
+    objects: tuple[str, ...]
 
 
 class Artifact:
@@ -106,6 +119,7 @@ class Artifact:
         self.manifest = manifest
         self._data = data
         self._offsets = offsets
+        self._builds: tuple[_Build, ...] = ()
 
     @staticmethod
     def open(path: Path, check: bool = True) -> Artifact:
@@ -128,7 +142,7 @@ class Artifact:
 
     @property
     def targets(self) -> tuple[CpuTarget, ...]:
-        return tuple(CpuTarget.from_json(r["cpu"]) for r in self.manifest["targets"])
+        return tuple(build.cpu for build in self._builds)
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -162,7 +176,7 @@ class Artifact:
 
     def plan(self, target: CpuTarget | None = None) -> ModulePlan:
         """The plan of a target, by default of the one that `load` would choose."""
-        return ModulePlan.from_json(self._record(target)["plan"])
+        return self._build(target).plan
 
     def load(self, threads: int | None = None) -> CompiledModel:
         """Link the code for the first target that this CPU can run, and bind the weights.
@@ -170,22 +184,20 @@ class Artifact:
         Raises `TargetMismatch` naming what the CPU lacks, or `ArtifactError` if the code was
         built against other versions of the native packages.
         """
-        record = self._record(None)
+        build = self._build(None)
         if self.manifest["abi"] != abi():
             message = f"built against {_pairs(self.manifest['abi'])}, but {_pairs(abi())} is here"
             raise ArtifactError(path=self.path, message=message)
-        plan = ModulePlan.from_json(record["plan"])
-        library = Library([self.member(name).tobytes() for name in record["objects"]])
+        library = Library([self.member(name).tobytes() for name in build.objects])
         _, body = tensorfile.decode(self.member(WEIGHTS))
-        return CompiledModel(plan, library, body, threads)
+        return CompiledModel(build.plan, library, body, threads)
 
-    def _record(self, target: CpuTarget | None) -> Mapping[str, Any]:
+    def _build(self, target: CpuTarget | None) -> _Build:
         lacking: tuple[str, ...] = ()
-        for record in self.manifest["targets"]:
-            cpu = CpuTarget.from_json(record["cpu"])
-            lacking = cpu.missing()
-            if cpu == target or (target is None and not lacking):
-                return dict(record)
+        for build in self._builds:
+            lacking = build.cpu.missing()
+            if build.cpu == target or (target is None and not lacking):
+                return build
         names = ", ".join(t.name for t in self.targets)
         missing = ", ".join(lacking) if target is None else f"a build for {target.name}"
         raise TargetMismatch(path=self.path, target=names, missing=missing)
@@ -198,7 +210,7 @@ class Artifact:
         return {s.name: tensorfile.view(s, body) for s in specs}
 
     def _check_members(self, digests: bool) -> None:
-        """Hold the members against the manifest, and the manifest against its form."""
+        """Hold the members against the manifest, and read its builds."""
         expected: Mapping[str, str] = self.manifest["sha256"]
         for name in expected.keys() - self._offsets.keys():
             raise CorruptArtifact(path=self.path, message=f"member {name} is missing")
@@ -209,11 +221,11 @@ class Artifact:
                 raise CorruptArtifact(path=self.path, message=f"the SHA-256 of {name} is wrong")
         try:
             specs, _ = tensorfile.decode(self.member(WEIGHTS))
-            for record in self.manifest["targets"]:
-                CpuTarget.from_json(record["cpu"])
-                if not set(record["objects"]) <= expected.keys():
+            self._builds = tuple(map(_read_build, self.manifest["targets"]))
+            for build in self._builds:
+                if not set(build.objects) <= expected.keys():
                     raise ValueError("an object of a target is missing")
-                if ModulePlan.from_json(record["plan"]).weights != specs:
+                if build.plan.weights != specs:
                     raise ValueError("the plan's weights are not those of the file")
         except (ValueError, KeyError, TypeError, AttributeError, PlanError) as error:
             raise CorruptArtifact(path=self.path, message=str(error)) from error
@@ -300,6 +312,14 @@ def _read_manifest(path: Path, text: bytes) -> dict[str, Any]:
             message = f"the manifest's field {key!r} is missing or malformed"
             raise CorruptArtifact(path=path, message=message)
     return dict(manifest)
+
+
+def _read_build(record: Mapping[str, Any]) -> _Build:
+    return _Build(
+        CpuTarget.from_json(record["cpu"]),
+        ModulePlan.from_json(record["plan"]),
+        tuple(str(name) for name in record["objects"]),
+    )
 
 
 _FIELDS: dict[str, type] = {

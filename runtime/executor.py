@@ -56,7 +56,7 @@ class CompiledModel:
         self._main = library.function(plan.main_symbol)
         self._end = len(plan.steps)
         self._arenas: list[tuple[ctypes.c_void_p, Array]] = []
-        self._specs = [(t.shape, t.numpy, t.nbytes >= _ALIGN_FROM) for t in plan.outputs]
+        self._specs = [(t.shape, t.numpy, t.nbytes) for t in plan.outputs]
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -163,10 +163,9 @@ def address(array: Array) -> int:
     return int(array.ctypes.data)
 
 
-def _new_output(shape: tuple[int, ...], dtype: np.dtype[Any], aligned: bool) -> Array:
-    if not aligned:
+def _new_output(shape: tuple[int, ...], dtype: np.dtype[Any], nbytes: int) -> Array:
+    if nbytes < _ALIGN_FROM:
         return np.empty(shape, dtype)
-    nbytes = int(np.prod(shape)) * dtype.itemsize
     return aligned_empty(nbytes).view(dtype).reshape(shape)
 
 

@@ -56,6 +56,7 @@ def test_main_symbol_follows_the_content() -> None:
     ("step", "message"),
     [
         (Call("k", (PointerArg("input", 1),)), "there is no input 1"),
+        (Call("k", (PointerArg("output", -1),)), "there is no output -1"),
         (Call("k", (PointerArg("arena", 0, 257),)), "byte 257 \\+ 0 is outside the arena of 256"),
         (Call("k", (PointerArg("arena", 0, -1),)), "byte -1"),
         (Copy(PointerArg("output"), PointerArg("input"), 4), "outside the output of 2 bytes"),
@@ -65,6 +66,23 @@ def test_main_symbol_follows_the_content() -> None:
 def test_a_pointer_outside_its_space_is_refused(step: Call | Copy, message: str) -> None:
     with pytest.raises(PlanError, match=message):
         plan(step).check()
+
+
+def test_a_check_looks_at_each_weight_a_fixed_number_of_times(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    size, looked = TensorSpec.nbytes.fget, list[str]()
+    assert size is not None
+
+    def counted(spec: TensorSpec) -> int:
+        looked.append(spec.name)
+        return int(size(spec))
+
+    weights = place_weights(TensorSpec(f"w{k}", "int8", (k,)) for k in range(100))
+    steps = tuple(Call("k", (PointerArg("weights", 0, w.byte_offset),)) for w in weights)
+    monkeypatch.setattr(TensorSpec, "nbytes", property(counted))
+    ModulePlan("m", (), (), steps, weights=weights).check()
+    assert len(looked) <= 2 * len(weights)
 
 
 @pytest.mark.parametrize("field", ["name", "inputs", "steps", "arena_bytes", "weights"])

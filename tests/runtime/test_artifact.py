@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load as load_safetensors
 
+from plait.codegen.plan import ModulePlan
 from plait.ir.errors import (
     ArtifactError,
     CorruptArtifact,
@@ -90,6 +91,40 @@ def test_a_failed_write_leaves_the_old_file(
         write_artifact(path, wrong)
     assert path.read_bytes() == small_artifact.read_bytes()
     assert [p.name for p in tmp_path.iterdir()] == ["model.plait"]
+
+
+def test_two_writers_at_once_do_not_mix(
+    small_artifact: Path, small_contents: Contents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second writer starts, and ends, while the first has its file open."""
+    path = tmp_path / "model.plait"
+    other = replace(small_contents, ir={"import": "the other's"})
+    manifest, entered = module._manifest, list[int]()
+
+    def interrupted(contents: Contents) -> dict[str, Any]:
+        entered.append(len(entered))
+        if len(entered) == 1:
+            write_artifact(path, other)
+            assert Artifact.open(path).stages == ("import",)
+        return manifest(contents)
+
+    monkeypatch.setattr(module, "_manifest", interrupted)
+    write_artifact(path, small_contents)
+    assert path.read_bytes() == small_artifact.read_bytes()
+    assert [p.name for p in tmp_path.iterdir()] == ["model.plait"]
+
+
+def test_a_plan_is_parsed_once(small_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parse, parsed = ModulePlan.from_json, list[str]()
+
+    def counted(data: dict[str, Any]) -> ModulePlan:
+        parsed.append(data["name"])
+        return parse(data)
+
+    monkeypatch.setattr(ModulePlan, "from_json", counted)
+    artifact = Artifact.open(small_artifact)
+    assert artifact.load().plan is artifact.plan()
+    assert len(parsed) == 1
 
 
 def test_no_file(tmp_path: Path) -> None:
