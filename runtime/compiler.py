@@ -10,6 +10,7 @@ from functools import cache
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -191,12 +192,14 @@ class _Kernels:
         found = {s: data for s in nodes if (data := self.cache.get(s[2:])) is not None}
         missing = [s for s in nodes if s not in found]
         done = len(found)
+        one_by_one = Lock()  # compiling threads report here
 
         def finished(job: Any, data: bytes) -> None:
             nonlocal done
             self.cache.put(job.symbol[2:], data)
-            done += 1
-            self.progress("kernels", done, len(nodes))
+            with one_by_one:
+                done += 1
+                self.progress("kernels", done, len(nodes))
 
         if missing:
             from plait.codegen.tvm.build import KernelJob, compile_many
@@ -233,10 +236,14 @@ class _Kernels:
 
 
 class Remembering:
-    """A target whose selections are kept in the cache, so that a known kernel needs no compiler."""
+    """A target whose selections are kept in the cache, so that a known kernel needs no compiler.
+
+    Those of one compilation are kept here too: a model calls few kernels many times.
+    """
 
     def __init__(self, target: Target, cache: KernelCache) -> None:
         self.target, self.cache = target, cache
+        self._selected: dict[str, Selection] = {}
         self.name = target.name
         self.channels_last = target.channels_last
         self.approximates = target.approximates
@@ -247,6 +254,11 @@ class Remembering:
     def select(self, body: Graph, constant: tuple[bool, ...]) -> Selection:
         parts = (body.digest, str(constant), str(self.target.threads), code_fingerprint())
         key = sha256("\0".join(parts).encode()).hexdigest()
+        if key not in self._selected:
+            self._selected[key] = self._through_cache(key, body, constant)
+        return self._selected[key]
+
+    def _through_cache(self, key: str, body: Graph, constant: tuple[bool, ...]) -> Selection:
         known = self.cache.get(key, SELECTIONS)
         if known is not None:
             data = json.loads(known)
@@ -278,6 +290,7 @@ def _compile_main(plan: ModulePlan, machine: CpuTarget) -> bytes:
     return compile_main(plan, machine)
 
 
+@cache
 def _toolchain() -> str:
     """The versions of what makes object code; each TVM wheel holds one LLVM."""
     return f"apache-tvm {version('apache-tvm')}"
@@ -285,12 +298,16 @@ def _toolchain() -> str:
 
 @cache
 def code_fingerprint() -> str:
-    """A digest of what decides a kernel's code beside its body: this compiler and its toolchain."""
+    """A digest of what decides a kernel's code beside its body: this compiler and its toolchain.
+
+    The passes are part of it: templates go by what `fuse` and `select` define.
+    """
     import plait.codegen
     import plait.ir
+    import plait.passes
 
     digest = sha256(_toolchain().encode())
-    for package in (plait.codegen, plait.ir):
+    for package in (plait.codegen, plait.ir, plait.passes):
         for path in sorted(Path(package.__path__[0]).rglob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import time
+from importlib import import_module
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -28,8 +32,8 @@ from plait.passes.hooks import verify_each
 from plait.passes.memory_check import check_plan
 from plait.passes.pipeline import DEFAULT_PIPELINE, Event
 from plait.runtime.artifact import Artifact
-from plait.runtime.cache import KernelCache
-from plait.runtime.compiler import Module, compile_graph
+from plait.runtime.cache import OBJECTS, KernelCache
+from plait.runtime.compiler import SELECTIONS, Module, code_fingerprint, compile_graph
 
 RNG = np.random.default_rng(0)
 W = RNG.standard_normal((24, 24), np.float32)
@@ -106,6 +110,51 @@ def test_progress_counts_kernels(tmp_path: Path) -> None:
                  TensorType(t.f32, (3, 5)))  # fmt: skip
     module = compile_graph(graph, cache=KernelCache(tmp_path), progress=lambda *a: seen.append(a))
     assert seen == [("kernels", k + 1, module.built) for k in range(module.built)]
+
+
+def test_progress_is_told_one_by_one(tmp_path: Path) -> None:
+    """Kernels are compiled by two threads, whose reports must not overlap."""
+    told: list[int] = []
+    inside = Lock()
+
+    def progress(stage: str, done: int, total: int) -> None:
+        assert inside.acquire(blocking=False), "another report is under way"
+        time.sleep(0.1)
+        told.append(done)
+        inside.release()
+
+    types = [TensorType(t.f32, (n,)) for n in (3, 5, 7, 9)]
+    graph = make(lambda b, *xs: [b.emit("exp", x) for x in xs], *types)
+    module = compile_graph(graph, cache=KernelCache(tmp_path), progress=progress)
+    assert told == [1, 2, 3, 4] and module.built == 4
+
+
+def test_a_selection_is_looked_up_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of kernels that are called many times the disk is asked once."""
+    get, asked = KernelCache.get, list[str]()
+
+    def counted(cache: KernelCache, key: str, kind: str = OBJECTS) -> bytes | None:
+        asked.append(kind)
+        return get(cache, key, kind)
+
+    monkeypatch.setattr(KernelCache, "get", counted)
+    module = compile_graph(mlp(6), cache=KernelCache(tmp_path))
+    assert [k.calls for k in module.kernels] == [6]
+    assert asked.count(SELECTIONS) == 1
+
+
+@pytest.mark.parametrize("package", ["codegen", "ir", "passes"])
+def test_the_fingerprint_covers_what_decides_code(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = code_fingerprint.__wrapped__()
+    assert made == code_fingerprint()
+    module = import_module(f"plait.{package}")
+    shutil.copytree(module.__path__[0], tmp_path / package)
+    monkeypatch.setattr(module, "__path__", [str(tmp_path / package)])
+    assert code_fingerprint.__wrapped__() == made, "where it lies does not matter"
+    (tmp_path / package / "new.py").write_text("ANSWER = 42\n")
+    assert code_fingerprint.__wrapped__() != made
 
 
 def test_the_plan(module: Module) -> None:
