@@ -19,8 +19,9 @@ class Options(BaseModel):
         "auto",
         description="Treat parameters and buffers of an inference graph as constants, packed once. "
         "auto: before every call their identity, version counters and a sample of their elements "
-        "are compared, and a change packs them anew. always: they are never looked at again. "
-        "never: they are read at every call. True and False mean always and never.",
+        "are compared, and a change packs them anew. always: only their identity is compared, new "
+        "values in the same tensors are not seen. never: they are read at every call. True and "
+        "False mean always and never.",
     )
     fallback: Literal["allow", "error"] = Field(
         "allow",

@@ -354,6 +354,18 @@ def test_layers_that_share_a_graph_keep_their_own_weights() -> None:
                 same(f(layer, x), torch.relu(layer(x)))
 
 
+def test_freeze_always_looks_at_identity_alone() -> None:
+    model, x = model_with_buffer(), torch.randn(3, 6)
+    f = compiled(model, freeze="always", executor="native")  # the interpreter reads weights
+    with torch.no_grad():
+        first = model(x)
+        same(f(x), first)
+        model[0].weight.mul_(2)
+        same(f(x), first)
+        model[0].weight = nn.Parameter(torch.randn(4, 6))
+        same(f(x), model(x))
+
+
 def test_freeze_never_reads_weights_at_every_call() -> None:
     model, x = model_with_buffer(), torch.randn(3, 6)
     f = compiled(model, freeze=False)
