@@ -106,8 +106,10 @@ class Threads(threading.local):
         """Take this thread off the workers' CPUs, but do not fight a busy scheduler over it."""
         now = time.monotonic()
         if now - self._moved > _MOVE_EVERY_S:
-            os.sched_setaffinity(0, self._cpus[:1])
-            os.sched_setaffinity(0, self._cpus)
+            allowed = os.sched_getaffinity(0)  # it may have been narrowed since the pool was made
+            if free := allowed - self._workers:
+                os.sched_setaffinity(0, free)
+                os.sched_setaffinity(0, allowed)
             self._moved = now
 
     def _switch(self, count: int) -> None:

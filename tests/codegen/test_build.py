@@ -82,13 +82,17 @@ def test_main_takes_every_dtype_and_rank(dtype: str, shape: tuple[int, ...]) -> 
 
 def test_compiling_on_two_threads() -> None:
     names: set[str] = set()
+    both = threading.Barrier(2, timeout=60)
+
+    def done(job: KernelJob, data: bytes) -> None:
+        names.add(threading.current_thread().name)
+        both.wait()  # one thread alone would never pass
+
     jobs = [KernelJob(f"k_{i}", lambda i=i: double(64 * (i + 1))) for i in range(4)]
-    objects = compile_many(
-        jobs, host_target(), done=lambda job, _: names.add(threading.current_thread().name)
-    )
+    objects = compile_many(jobs, host_target(), done=done)
     assert list(objects) == [j.symbol for j in jobs]
     assert all(data.startswith(b"\x7fELF") for data in objects.values())
-    assert all(name.startswith("compile") for name in names)
+    assert len(names) == 2 and all(name.startswith("compile") for name in names)
 
 
 def test_a_kernel_compiles_to_the_same_bytes() -> None:
