@@ -9,7 +9,7 @@ RUNTIME_STAMP := $(RUNTIME_VENV)/.plait-installed
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check format golden bench bars clean
+.PHONY: help setup demo test test-all check format golden bench bars matrix clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -62,6 +62,9 @@ bench: $(BENCH_STAMP)  ## The speed suite against eager, Inductor and others; fi
 
 bars: $(STAMP)  ## Compile times, launch overhead and arenas, each beside its bar
 	$(BIN)/python -W ignore -m benchmarks.bars
+
+matrix: $(STAMP)  ## Run torch's own operator tests through the compiler; writes docs/op_matrix.md
+	$(BIN)/python -W ignore -m benchmarks.op_matrix --workers $(WORKERS)
 
 clean:  ## Remove build leftovers, keep the virtual environment
 	rm -rf build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -4,7 +4,7 @@ Every operator of ``op_db`` that supports float32 on the CPU runs its first samp
 ``torch.compile(backend="plait")`` in a worker process, so that a crash or an endless loop costs one
 row. Writes ``docs/op_matrix.json`` and ``docs/op_matrix.md``.
 
-    python -m benchmarks.op_matrix [--samples N] [--only REGEX] [--executor interpreter]
+    python -m benchmarks.op_matrix [--samples N] [--only REGEX] [--executor interpreter] [--grad]
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -301,51 +301,44 @@ def _double(sample: Any) -> Any:
     return sample.transform(widen)
 
 
-def compare(found: list[Any], expected: list[Any], wide: Any) -> str:
-    """Why the results differ from eager's, or nothing.
+def compare(found: list[Any], expected: list[Any], wide: Callable[[], list[Any]]) -> str:
+    """Why the results do not agree with eager's, or nothing.
 
-    A float result may differ by 1e-4 of the largest magnitude; past that, float64 is the judge, and
-    the result may not be further from it than eager's.
+    `plait.ir.agreement` decides; where float results differ by more than its bars, the float64
+    results that `wide` gives are the judge, as far as the operator runs in float64 at all.
     """
+    from plait.ir import agreement
+
     if len(found) != len(expected):
         return f"{len(found)} results, eager has {len(expected)}"
-    exact: Any = None
+    judges: list[Any] | None = None
     for k, (got, want) in enumerate(zip(found, expected, strict=True)):
         if got.shape != want.shape or got.dtype != want.dtype:
             return (
                 f"result {k} is {got.dtype}{list(got.shape)}, eager {want.dtype}{list(want.shape)}"
             )
-        gap = distance(got, want)
-        if gap <= 1e-4:
-            continue
-        if exact is None:
+        ours, theirs = _array(got), _array(want)
+        verdict = agreement.compare(ours, theirs)
+        if not verdict.agrees and want.dtype.is_floating_point | want.dtype.is_complex:
             try:
-                exact = wide()
-            except Exception:
-                return f"result {k} differs by {gap:.2g} of the largest magnitude"
-        if distance(got, exact[k]) > max(1e-4, 2 * distance(want, exact[k])):
-            return f"result {k} differs by {gap:.2g} of the largest magnitude"
+                judges = wide() if judges is None else judges
+                verdict = agreement.compare(ours, theirs, _array(judges[k]))
+            except Exception as error:  # whatever an operator may raise in another dtype
+                return f"result {k} {verdict.reason}; no judge: {_first_line(error)}"
+        if not verdict.agrees:
+            return f"result {k} {verdict.reason}"
     return ""
 
 
-def distance(a: Any, b: Any) -> float:
-    """Largest difference as a share of the largest finite magnitude; infinite where NaNs differ."""
+def _array(tensor: Any) -> Any:
+    """The tensor's elements for numpy, which knows no sparse tensors and no complex halves."""
     import torch
 
-    if not a.numel():
-        return 0.0
-    if not (a.dtype.is_floating_point or a.dtype.is_complex):
-        return 0.0 if torch.equal(a, b) else float("inf")
-    kind = torch.complex128 if a.dtype.is_complex else torch.float64
-    x, y = a.to_dense().to(kind), b.to_dense().to(kind)
-    same = (x == y) | (x.isnan() & y.isnan())
-    if bool(same.all()):
-        return 0.0
-    finite = x.isfinite() & y.isfinite()
-    if bool((~finite & ~same).any()):
-        return float("inf")
-    scale = max(float(y[finite].abs().max()), 1e-30)
-    return float((x - y)[finite].abs().max()) / scale
+    from plait.frontend.tensors import dense
+    from plait.ir.ops.aten import to_numpy
+
+    wide = tensor.to(torch.complex64) if tensor.dtype == torch.complex32 else tensor
+    return to_numpy(dense(wide.to_dense()))
 
 
 def _first_line(error: BaseException) -> str:
@@ -372,7 +365,8 @@ def page(rows: Sequence[Row], args: argparse.Namespace) -> str:
         "",
         f"{counts['native']} of {len(rows)} operators of torch's test suite that support float32 "
         f"on the CPU compile with nothing left to torch ({what}, first {args.samples} sample(s), "
-        f"{args.executor} executor). Written by `python -m benchmarks.op_matrix`.",
+        f"{args.executor} executor). Written by `make matrix`; results agree in the "
+        "sense of `plait.ir.agreement`.",
         "",
         "| outcome | operators | meaning |",
         "|---|---|---|",
