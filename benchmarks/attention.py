@@ -1,13 +1,13 @@
 """Speed of the attention and LSTM kernels against torch's, both on the same threads.
 
-`python -m benchmarks.attention [--threads 2] [--seconds 0.5]` prints the least time of many calls.
-A call of a compiled kernel writes into arrays that are kept, torch's allocates its results.
+`python -m benchmarks.attention [--threads 2] [--rounds 15]` times both in turns and prints medians,
+and the ratio with its 95 % interval. A call of a compiled kernel writes into arrays that are kept,
+torch's allocates its results.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -18,6 +18,7 @@ from plait.ir import types as t
 from plait.ir.builder import Builder
 from plait.ir.graph import Graph
 from plait.ir.types import TensorType
+from plait.runtime.bench import compare
 from plait.runtime.compiler import compile_graph
 
 # batch, heads, query rows, keys, depth
@@ -75,36 +76,28 @@ def lstm_cases() -> Iterator[Case]:
         yield Case(f"lstm {steps} steps, {batch}x{units}", graph, inputs, reference, work)
 
 
-def least(call: Callable[[], object], seconds: float) -> float:
-    """Seconds of the fastest call within a span of time."""
-    best, end = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        began = time.perf_counter()
-        call()
-        best = min(best, time.perf_counter() - began)
-    return best
-
-
-def measure(case: Case, threads: int, seconds: float) -> str:
+def measure(case: Case, threads: int, rounds: int) -> str:
     """A line of the table."""
     model = compile_graph(case.graph).load(threads)
     outputs = list(model(*case.inputs))
-    ours = least(lambda: model.run_into(case.inputs, outputs), seconds)
+    calls = {"plait": lambda: model.run_into(case.inputs, outputs), "torch": case.torch}
     with torch.no_grad():
-        theirs = least(case.torch, seconds)
-    rate = case.work / ours * 1e-9
-    mine = f"{ours * 1e6:9.1f} us {rate:7.1f} GFLOP/s"
-    return f"{case.name:42} {mine}   torch {theirs * 1e6:9.1f} us   {theirs / ours:5.2f}x"
+        timing = compare(calls, rounds=rounds)
+    ours, theirs = timing.median("plait"), timing.median("torch")
+    ratio, low, high = timing.speedup("plait", "torch")
+    mine = f"{ours * 1e6:9.1f} us {case.work / ours * 1e-9:7.1f} GFLOP/s"
+    speedup = f"{ratio:5.2f}x ({low:.2f}-{high:.2f})"
+    return f"{case.name:42} {mine}   torch {theirs * 1e6:9.1f} us   {speedup}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=0.5, help="of measuring, each")
+    parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     for case in (*attention_cases(), *lstm_cases()):
-        print(measure(case, options.threads, options.seconds), flush=True)
+        print(measure(case, options.threads, options.rounds), flush=True)
 
 
 if __name__ == "__main__":
