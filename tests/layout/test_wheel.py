@@ -30,7 +30,7 @@ def test_wheel_is_pure_and_small(repo_root: Path, tmp_path: Path) -> None:
     # A copy, so that leftovers of an earlier build in the checkout cannot get in.
     ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
     shutil.copytree(repo_root / "src", tmp_path / "tree" / "src", ignore=ignore)
-    for name in ("pyproject.toml", "README.md"):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(repo_root / name, tmp_path / "tree" / name)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"]
     command += ["--no-build-isolation", "--wheel-dir", str(tmp_path), "."]
@@ -40,6 +40,7 @@ def test_wheel_is_pure_and_small(repo_root: Path, tmp_path: Path) -> None:
     assert wheel.stat().st_size < LIMIT_BYTES
     names = zipfile.ZipFile(wheel).namelist()
     assert "plait/py.typed" in names
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
     compiled = [name for name in names if name.endswith((".so", ".o", ".pyd"))]
     assert not compiled
     source = {
