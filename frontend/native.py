@@ -10,9 +10,10 @@ from torch import Tensor
 from plait.frontend.options import Options
 from plait.frontend.program import Compile, Run
 from plait.frontend.tensors import TO_TORCH
+from plait.ir.arrays import random_inputs
 from plait.ir.graph import Graph
 from plait.ir.knobs import NUM_THREADS
-from plait.passes.hooks import ReferenceCheck, random_inputs, verify_each
+from plait.passes.hooks import ReferenceCheck, verify_each
 from plait.passes.pipeline import DEFAULT_PIPELINE, Hook
 from plait.runtime.compiler import compile_graph
 

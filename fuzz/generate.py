@@ -16,10 +16,8 @@ from functools import cache
 from random import Random
 from typing import Any
 
-import numpy as np
-
 from plait.fuzz.samples import SAMPLES, SPECIAL
-from plait.ir import dims
+from plait.ir import arrays, dims
 from plait.ir import op as ops
 from plait.ir import types as t
 from plait.ir.dims import Dim, Symbol
@@ -28,7 +26,7 @@ from plait.ir.graph import Attrs, Blob, Graph, Input, Node
 from plait.ir.interp import bind_attrs, bind_type
 from plait.ir.op import REQUIRED
 from plait.ir.text import attribute_symbols
-from plait.ir.types import DType, TensorType
+from plait.ir.types import TensorType
 
 DTYPES = (t.f32, t.f32, t.f32, t.f64, t.i64, t.i32, t.bool_)
 
@@ -199,7 +197,9 @@ class _Generator:
         static = dims.is_static(ty.shape)
         if self.fixed or (static and self.random.random() < 0.3):
             plain = ty.with_layout(None)
-            value = Blob(random_array(self.random, plain.static("constant"), ty.dtype), "w")
+            value = Blob(
+                arrays.random_array(self.random, plain.static("constant"), ty.dtype, SPECIAL), "w"
+            )
             attrs = ops.get("constant").complete({"value": value})
             self.nodes.append((_Proposal("constant", (), attrs, (plain,)), ""))
             ref = _Ref(len(self.nodes) - 1, 0)
@@ -312,7 +312,10 @@ def _shape(random: Random, types: Sequence[TensorType], sizes: Sequence[Dim]) ->
 def _blob(random: Random, _: Sequence[TensorType], sizes: Sequence[Dim]) -> Any:
     static = [n for n in sizes if isinstance(n, int)]
     shape = tuple(random.choices([*static, 6], k=random.randrange(4)))
-    return Blob(random_array(random, shape, random.choice(DTYPES)), random.choice(["", "w.0"]))
+    return Blob(
+        arrays.random_array(random, shape, random.choice(DTYPES), SPECIAL),
+        random.choice(["", "w.0"]),
+    )
 
 
 # The vocabulary of attributes: what is proposed for one of a name, whichever op declares it.
@@ -358,27 +361,9 @@ def _pool(settings: Settings) -> list[str]:
     ]
 
 
-def random_array(random: Random, shape: tuple[int, ...], dtype: DType) -> Any:
-    """Small numbers; among floats, now and then special ones."""
-    noise = np.random.default_rng(random.getrandbits(64))
-    if dtype == t.bool_:
-        return noise.random(shape) < 0.5
-    if not dtype.is_float:
-        return noise.integers(-4 if dtype.kind == "i" else 0, 5, shape).astype(dtype.numpy)
-    values = noise.standard_normal(shape)
-    special = noise.random(shape) < (0.2 if random.random() < 0.2 else 0.0)
-    return np.where(special, noise.choice(SPECIAL, shape), values).astype(dtype.numpy)
-
-
 def random_inputs(graph: Graph, seed: int) -> list[Any]:
-    """Arguments for a graph, its symbols given random sizes in their ranges."""
-    random = Random(seed)
-    symbols = dims.symbols_of(d for ty in graph.input_types for d in ty.shape)
-    sizes = {s.name: random.randint(s.low, min(s.high, s.low + 8)) for s in symbols.values()}
-    return [
-        random_array(random, tuple(dims.evaluate(d, sizes) for d in ty.shape), ty.dtype)
-        for ty in graph.input_types
-    ]
+    """Arguments for a graph, special floats among them."""
+    return arrays.random_inputs(graph, seed, SPECIAL)
 
 
-__all__ = ["Settings", "generate", "random_array", "random_inputs"]
+__all__ = ["Settings", "generate", "random_inputs"]

@@ -152,10 +152,6 @@ def _divide_exact(dim: Dim, by: SymDim) -> Dim | None:
     return _from_terms(result)
 
 
-def ceildiv(dim: Dim, by: int) -> Dim:
-    return floordiv(dim + (by - 1), by)
-
-
 def equal(a: Dim, b: Dim) -> bool:
     """True when both are the same size for every value of the symbols."""
     return a == b

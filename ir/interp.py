@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,14 +13,12 @@ from plait.ir.errors import InputMismatch, PlaitError
 from plait.ir.graph import Attrs, Graph, Input, Node
 from plait.ir.types import TensorType
 
-Observer = Callable[[Node, tuple[Any, ...]], None]
 
-
-def interpret(graph: Graph, inputs: Sequence[Any], observe: Observer | None = None) -> list[Any]:
+def interpret(graph: Graph, inputs: Sequence[Any]) -> list[Any]:
     """Outputs of `graph` on numpy arrays, each contiguous with its logical shape.
 
     A float64 graph is computed in float64; float32 sums accumulate in float64 and round once.
-    `observe` sees every node with its results.  Raises `InputMismatch` on a wrong argument.
+    Raises `InputMismatch` on a wrong argument.
     """
     sizes = bind_sizes(graph, inputs)
     last = _last_uses(graph)
@@ -28,8 +26,6 @@ def interpret(graph: Graph, inputs: Sequence[Any], observe: Observer | None = No
     for k, node in enumerate(graph.nodes):
         results = run_node(node, [graph.types[v] for v in node.operands],
                            [env[v] for v in node.operands], sizes)  # fmt: skip
-        if observe is not None:
-            observe(node, results)
         env.update(zip(graph.results(k), results, strict=True))
         for v in (*node.operands, *graph.results(k)):
             if last[v] <= k:

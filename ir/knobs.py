@@ -1,9 +1,8 @@
 """The knobs: every setting that the environment can change, each declared once.
 
 A knob is read from, in this order: the innermost `with KNOB.set(value):` of this thread or task,
-the environment variable, the default. It lives in the lowest folder so that any stage may read one;
-a stage that generates different code for different values puts the value in its cache key, and
-the knob says so with `changes_code`.
+the environment variable, the default. It lives in the lowest folder so that any stage may read one.
+A stage that generates different code for different values puts the value in its cache key.
 """
 
 from __future__ import annotations
@@ -34,7 +33,6 @@ class Knob(Generic[T]):
     default: Callable[[], T]
     expected: str
     help: str
-    changes_code: bool = False
     _override: ContextVar[T | None] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -7,13 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from plait.ir.agreement import compare
 from plait.ir.errors import PassMismatch, VerifyError
-from plait.ir.graph import Graph
 from plait.ir.interp import interpret
-from plait.ir.types import TensorType
 from plait.ir.verify import verify
 from plait.passes.pipeline import Event
 
@@ -75,17 +71,3 @@ class ReferenceCheck:
             verdict = compare(got, want)
             if not verdict.agrees:
                 raise PassMismatch(name=event.applied.name, output=k, reason=verdict.reason)
-
-
-def random_inputs(graph: Graph, seed: int = 0) -> list[Any]:
-    """Arguments for a static graph: small normal floats, small non-negative integers."""
-    rng = np.random.default_rng(seed)
-    return [_random(ty, rng) for ty in graph.input_types]
-
-
-def _random(type: TensorType, rng: np.random.Generator) -> Any:
-    shape = type.static("random inputs")
-    if type.dtype.is_float:
-        return rng.standard_normal(shape).astype(type.dtype.numpy)
-    high = 2 if type.dtype.kind == "b" else 10
-    return rng.integers(0, high, shape).astype(type.dtype.numpy)

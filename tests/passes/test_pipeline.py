@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from plait.ir.arrays import random_inputs
 from plait.ir.errors import ParseError, PassFailure, PassMismatch, UnknownName, VerifyError
 from plait.ir.graph import Graph
 from plait.passes.canonicalize import Canonicalize
 from plait.passes.context import Context
 from plait.passes.fuse import Fuse
-from plait.passes.hooks import Dump, ReferenceCheck, Timing, random_inputs, verify_each
+from plait.passes.hooks import Dump, ReferenceCheck, Timing, verify_each
 from plait.passes.pipeline import (
     DEFAULT_PIPELINE,
     PASSES,

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 def _hooks(captured: CapturedModel, verify: bool, dump: Path | None) -> list[Hook]:
     """The subscribers that the flags ask for."""
-    from plait.passes.hooks import Dump, ReferenceCheck, random_inputs, verify_each
+    from plait.ir.arrays import random_inputs
+    from plait.passes.hooks import Dump, ReferenceCheck, verify_each
 
     found: list[Hook] = []
     if verify:

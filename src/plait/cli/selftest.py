@@ -23,11 +23,11 @@ def self_test() -> str:
     from pathlib import Path
 
     from plait.ir.agreement import compare
+    from plait.ir.arrays import random_inputs
     from plait.ir.builder import Builder
     from plait.ir.errors import PlaitError
     from plait.ir.interp import interpret
     from plait.ir.types import TensorType, f32
-    from plait.passes.hooks import random_inputs
     from plait.runtime.cache import KernelCache
     from plait.runtime.compiler import compile_graph
 
