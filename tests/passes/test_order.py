@@ -37,7 +37,7 @@ def test_branches_are_finished_one_by_one() -> None:
     after = run("order", before)
     assert size(before) >= 4 * 1024
     assert size(after) <= 2 * 1024 + 64
-    same_meaning(before, after, tolerance=1e-4)
+    same_meaning(before, after)
 
 
 def test_a_chain_stays_a_chain() -> None:
