@@ -48,10 +48,10 @@ CASES = [
 
 # Rules that refuse some symbols, and what they say: the rest must take every one.
 REFUSALS = {
-    "reshape": "cannot view",
-    "conv": "a symbolic window",
-    "lstm": "gates and state differ in width",
-    "attention": "are no multiple of",
+    "reshape": ("cannot view",),
+    "conv": ("a symbolic window", "channels, weights expect"),
+    "lstm": ("gates and state differ in width",),
+    "attention": ("are no multiple of",),
 }
 
 
@@ -64,7 +64,7 @@ def test_the_rule_on_a_symbol_gives_the_result_on_ints(sample: Sample, size: int
     try:
         found = record.result_types(attrs, types)
     except TypeRuleError as error:
-        assert REFUSALS.get(sample.op, "nothing") in str(error)
+        assert any(reason in str(error) for reason in REFUSALS.get(sample.op, ()))
         return
     sizes = {"n": size}
     want = record.result_types(sample.complete, sample.types)
