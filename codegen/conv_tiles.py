@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from plait.codegen.tiles import L2_BYTES, LANES, PARALLEL_CYCLES, ceil_div
+from plait.codegen.tiles import L2_BYTES, LANES, ORDER, PARALLEL_CYCLES, ceil_div
 
 
 @dataclass(frozen=True)
@@ -172,21 +172,27 @@ def conv_cycles(shape: ConvShape, mr: int, nr: int, threads: int) -> float:
     return ceil_div(tiles, threads) * (shape.taps * mr * nr / speed + overhead)
 
 
+def conv_tiles(shape: ConvShape, threads: int) -> list[tuple[float, ConvTile]]:
+    """Estimated cycles and tile of every candidate, best first."""
+    options = [(mr, nr) for mr, nr in EFFICIENCY if mr <= shape.window.positions]
+    if min(conv_cycles(shape, *o, 1) for o in options) < PARALLEL_CYCLES:
+        threads = 1
+    found = []
+    for mr, nr in options:
+        cycles = conv_cycles(shape, mr, nr, threads)
+        tile = ConvTile(mr, nr, "oc", threads > 1)
+        panels = shape.groups * tile.panels(shape)
+        small = shape.taps * nr * 4 * panels <= L2_WEIGHT_BYTES and panels > 1
+        inside = small and rows_are_regular(shape.window, mr)
+        found.append((cycles * (ORDER if inside else 1), tile))
+        if panels > 1:
+            found.append((cycles * (1 if inside else ORDER), replace(tile, order="pos")))
+    return sorted(found, key=lambda c: (c[0], c[1].mr, c[1].nr))
+
+
 def choose_conv_tile(shape: ConvShape, threads: int) -> ConvTile:
     """The tile with the least estimated time."""
-    window = shape.window
-    options = [(mr, nr) for mr, nr in EFFICIENCY if mr <= window.positions]
-
-    def best(threads: int) -> tuple[float, int, int]:
-        return min((conv_cycles(shape, *o, threads), *o) for o in options)
-
-    if threads > 1 and best(1)[0] < PARALLEL_CYCLES:
-        threads = 1
-    _, mr, nr = best(threads)
-    tile = ConvTile(mr, nr, parallel=threads > 1)
-    panels = shape.groups * tile.panels(shape)
-    small = shape.taps * nr * 4 * panels <= L2_WEIGHT_BYTES and panels > 1
-    return replace(tile, order="pos" if small and rows_are_regular(window, mr) else "oc")
+    return conv_tiles(shape, threads)[0][1]
 
 
 def rows_worth_cutting(shape: ConvShape) -> bool:
@@ -217,19 +223,36 @@ class WindowTile:
     parallel: bool = True
 
 
-def choose_window_tile(shape: WindowShape, threads: int) -> WindowTile:
-    """The tile of windows that keep channels apart: registers and balance decide."""
-    # 7 or 8 accumulators of one vector beat 4 by 2: a row of taps then stays in registers.
-    if shape.ow <= 8:
-        mr = shape.ow
-    else:
-        mr = min((8, 7, 6, 5), key=lambda m: (ceil_div(shape.ow, m) * m, -m))
-    # About 5 cycles a vector of taps, 8 a vector moved.
+def window_cycles(shape: WindowShape, tile: WindowTile, threads: int) -> float:
+    """Cycles of the busiest thread for windows that keep channels apart.
+
+    A tap is one load for each accumulator and one for each vector of weights, two a cycle; 8
+    cycles a vector moved.
+    """
+    cells = tile.mr * tile.vectors
+    taps = shape.kh * shape.kw * (cells + tile.vectors) / 2
+    blocks = ceil_div(shape.c, tile.vectors * LANES) * ceil_div(shape.ow, tile.mr)
+    return ceil_div(shape.n * shape.oh * blocks, threads) * (taps + 8 * cells + TILE_CYCLES)
+
+
+def window_tiles(shape: WindowShape, threads: int) -> list[tuple[float, WindowTile]]:
+    """Estimated cycles and tile of every candidate, best first."""
     vectors = shape.positions * ceil_div(shape.c, LANES)
     parallel = threads > 1 and vectors * shape.kh * shape.kw > PARALLEL_CYCLES
     chunks = _even_chunks(shape, threads) if parallel else 1
-    wide = max(v for v in (1, 2, 4) if v == 1 or (mr * v <= 8 and shape.c // chunks >= v * LANES))
-    return WindowTile(mr, wide, chunks, parallel)
+    found = []
+    for mr in [m for m in (8, 7, 6, 5, 4, 3, 2) if m < shape.ow] + [min(shape.ow, 8)]:
+        for wide in (1, 2, 4):
+            if wide == 1 or (mr * wide <= 8 and shape.c // chunks >= wide * LANES):
+                tile = WindowTile(mr, wide, chunks, parallel)
+                cycles = window_cycles(shape, tile, threads if parallel else 1)
+                found.append((cycles, tile))
+    return sorted(found, key=lambda c: (c[0], -c[1].mr))
+
+
+def choose_window_tile(shape: WindowShape, threads: int) -> WindowTile:
+    """The tile with the least estimated time."""
+    return window_tiles(shape, threads)[0][1]
 
 
 def _even_chunks(shape: WindowShape, threads: int) -> int:

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from plait.codegen.schedule import Schedule
-from plait.codegen.target import Target, Template
+from plait.codegen.target import Target, Template, single
 from plait.ir.errors import Unsupported
 from plait.ir.graph import Graph, Node
 from plait.ir.interp import bind_sizes, interpret, run_node
@@ -51,7 +51,7 @@ def reference_target() -> Target:
         channels_last=False,
         approximates=frozenset(),
         composites={},
-        load=lambda: (Template("interpret", _choose_any, interpreted),),
+        load=lambda: (Template("interpret", single(_choose_any), interpreted),),
         threads=1,
     )
 

@@ -1,14 +1,14 @@
 """Targets: capabilities, and tables of templates, behind one record.
 
-A template is the way one family of kernels is compiled: `choose` looks at a body and gives its
-selection or None, `build` makes the target's function from a body and its schedule.
+A template is the way one family of kernels is compiled: `space` looks at a body and gives the
+schedules that are worth trying, `build` makes the target's function from a body and a schedule.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from plait.codegen.schedule import Schedule
 from plait.ir.errors import Unsupported
@@ -18,18 +18,40 @@ from plait.passes.select import Selection
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """A schedule worth trying; `cycles` of the busiest thread is an estimate, to rank by."""
+
+    cycles: float
+    selection: Selection
+
+
+Space: TypeAlias = Callable[[Graph, tuple[bool, ...], int], Sequence[Candidate]]
+
+
+@dataclass(frozen=True)
 class Template:
     """A family of kernels.
 
-    `choose(body, constant, threads)` gives a selection for a body it can compile, else None;
+    `space(body, constant, threads)` gives the candidates for a body it can compile, else none;
     `constant` tells which of the body's inputs are constants, which it may ask to be packed.
     `build(body, schedule)` makes the target's own form of the kernel, for TVM a PrimFunc over
-    flat buffers, inputs first.
+    flat buffers, inputs first.  Templates with the same `rivals` compete for a body.
     """
 
     name: str
-    choose: Callable[[Graph, tuple[bool, ...], int], Selection | None]
+    space: Space
     build: Callable[[Graph, Schedule], Any]
+    rivals: str = ""
+
+
+def single(choose: Callable[[Graph, tuple[bool, ...], int], Selection | None]) -> Space:
+    """The space of a template that knows one schedule for a body, or None."""
+
+    def space(body: Graph, constant: tuple[bool, ...], threads: int) -> list[Candidate]:
+        found = choose(body, constant, threads)
+        return [] if found is None else [Candidate(0.0, found)]
+
+    return space
 
 
 @dataclass(frozen=True)
@@ -56,15 +78,25 @@ class Target:
         test = self.composites.get(op)
         return test is not None and test(types)
 
-    def select(self, body: Graph, constant: tuple[bool, ...]) -> Selection:
-        """The first template, in order, that takes the body; `Unsupported` if none does."""
+    def candidates(self, body: Graph, constant: tuple[bool, ...]) -> list[Candidate]:
+        """The spaces of the first template that takes the body and of its rivals, best first.
+
+        Raises `Unsupported` if none does.
+        """
         for template in self.templates:
-            found = template.choose(body, constant, self.threads)
-            if found is not None:
-                return found
+            rivals = [template]
+            if template.rivals:
+                rivals = [t for t in self.templates if t.rivals == template.rivals]
+            found = [c for rival in rivals for c in rival.space(body, constant, self.threads)]
+            if found:
+                return sorted(found, key=lambda c: c.cycles)
         error = Unsupported(f"target {self.name} has no template for a kernel of {body.name}")
         error.add_note(str(body))
         raise error
+
+    def select(self, body: Graph, constant: tuple[bool, ...]) -> Selection:
+        """The best candidate by its estimate."""
+        return self.candidates(body, constant)[0].selection
 
     def template(self, name: str) -> Template:
         for template in self.templates:

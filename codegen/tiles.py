@@ -16,6 +16,7 @@ MAX_ROWS = 7  # each row of A takes an address register too
 FMA_LATENCY = 4  # cycles from an FMA's operand to its result
 LOOP_CYCLES = 0.5  # loop overhead of one step
 TILE_CYCLES = 40  # around a tile's reduction: zeroing, epilogue, write-back
+ORDER = 1.02  # what the worse order of loops is taken to cost
 PARALLEL_CYCLES = 15_000  # below about 4 us, waking a second thread costs more than it saves
 L2_BYTES = 512 * 1024
 
@@ -70,26 +71,32 @@ def gemm_cycles(shape: GemmShape, mr: int, nr: int, threads: int) -> float:
     return ceil_div(tiles, threads) * (shape.k * step + TILE_CYCLES)
 
 
-def choose_tile(shape: GemmShape, threads: int) -> Tile:
-    """The tile of a product by the model alone; of equals, the largest."""
-
-    def best(threads: int) -> tuple[float, int, int, int]:
-        return min(
-            (gemm_cycles(shape, mr, nr, threads), -mr * nr, mr, nr)
-            for mr, nr in register_tiles(shape.m, shape.n)
-        )
-
-    if threads > 1 and best(1)[0] < PARALLEL_CYCLES:
+def gemm_tiles(shape: GemmShape, threads: int) -> list[tuple[float, Tile]]:
+    """Estimated cycles and tile of every candidate, best first; of equals, the largest."""
+    tiles = register_tiles(shape.m, shape.n)
+    if min(gemm_cycles(shape, *tile, 1) for tile in tiles) < PARALLEL_CYCLES:
         threads = 1
-    mr, nr = best(threads)[2:]
-    panels = shape.batch * ceil_div(shape.n, nr)
-    uneven = panels % threads != 0 and panels < 8 * threads
-    return Tile(mr, nr, _outer_loop(shape, mr, nr), threads if uneven else 1, threads > 1)
+    found = []
+    for mr, nr in tiles:
+        cycles = gemm_cycles(shape, mr, nr, threads)
+        panels = shape.batch * ceil_div(shape.n, nr)
+        uneven = panels % threads != 0 and panels < 8 * threads
+        for outer, penalty in _outer_loops(shape, mr, nr):
+            tile = Tile(mr, nr, outer, threads if uneven else 1, threads > 1)
+            found.append((cycles * penalty, tile))
+    return sorted(found, key=lambda c: (c[0], -c[1].mr * c[1].nr, c[1].mr))
 
 
-def _outer_loop(shape: GemmShape, mr: int, nr: int) -> Literal["m", "n"]:
-    """The order that moves fewer bytes into the L2 cache."""
+def choose_tile(shape: GemmShape, threads: int) -> Tile:
+    """The tile of a product by the model alone."""
+    return gemm_tiles(shape, threads)[0][1]
+
+
+def _outer_loops(
+    shape: GemmShape, mr: int, nr: int
+) -> tuple[tuple[Literal["m", "n"], float], tuple[Literal["m", "n"], float]]:
+    """Both orders with their factor: first the one that moves fewer bytes into the L2 cache."""
     left, right = 4 * shape.m * shape.k, 4 * shape.n * shape.k
     by_panel = right + left * (ceil_div(shape.n, nr) if left > L2_BYTES else 1)
     by_row = left + right * (ceil_div(shape.m, mr) if right > L2_BYTES // 2 else 1)
-    return "n" if by_panel <= by_row else "m"
+    return (("n", 1.0), ("m", ORDER)) if by_panel <= by_row else (("m", 1.0), ("n", ORDER))

@@ -6,7 +6,7 @@ from functools import cache
 
 from plait.codegen.collapse import collapse, loop_space
 from plait.codegen.schedule import Schedule
-from plait.codegen.target import Target, Template
+from plait.codegen.target import Target, Template, single
 from plait.codegen.triton.loops import (
     TritonKernel,
     build_elementwise,
@@ -56,8 +56,8 @@ def _build_rows(body: Graph, schedule: Schedule) -> TritonKernel:
     return build_rows(body, schedule.number("block"), schedule.number("warps"))
 
 
-ELEMENTWISE = Template("elementwise", _choose_elementwise, _build_elementwise)
-ROWS = Template("rows", _choose_rows, _build_rows)
+ELEMENTWISE = Template("elementwise", single(_choose_elementwise), _build_elementwise)
+ROWS = Template("rows", single(_choose_rows), _build_rows)
 
 
 @cache

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from plait.codegen.schedule import Schedule
-from plait.codegen.target import Template
+from plait.codegen.target import Template, single
 from plait.codegen.tiles import LANES, PARALLEL_CYCLES, ceil_div
 from plait.codegen.tvm.attend import Tiles
 from plait.codegen.tvm.decode import build_decode
@@ -67,4 +67,4 @@ def build(body: Graph, schedule: Schedule) -> Any:
     return op.function(Tiles(op, *numbers).build())
 
 
-ATTENTION = Template("attention", choose, build)
+ATTENTION = Template("attention", single(choose), build)

@@ -11,9 +11,9 @@ from typing import Any
 
 from tvm import tirx
 
-from plait.codegen.conv_tiles import ConvShape, ConvTile, choose_conv_tile, rows_worth_cutting
+from plait.codegen.conv_tiles import ConvShape, ConvTile, conv_tiles, rows_worth_cutting
 from plait.codegen.schedule import Schedule
-from plait.codegen.target import Template
+from plait.codegen.target import Candidate, Template
 from plait.codegen.tiles import LANES, ceil_div
 from plait.codegen.tvm.access import source_input
 from plait.codegen.tvm.image import (
@@ -197,19 +197,22 @@ class ConvNest:
         return self._if_row(first + m, sequence(stmts))
 
 
-def choose(body: Graph, constant: tuple[bool, ...], threads: int) -> Selection | None:
+def space(body: Graph, constant: tuple[bool, ...], threads: int) -> list[Candidate]:
     """Convolutions with constant weights, unless their groups have few outputs."""
     windowed = Windowed.find(body, "conv")
     weight = windowed.weight(constant) if windowed is not None else None
     if windowed is None or weight is None:
-        return None
+        return []
     shape = conv_shape(windowed)
     if shape.groups > 1 and shape.outputs < SMALLEST_GROUP:
-        return None
-    tile = choose_conv_tile(shape, threads)
-    schedule = Schedule.make("conv", mr=tile.mr, nr=tile.nr, order=tile.order,
-                             parallel=int(tile.parallel))  # fmt: skip
-    return Selection(str(schedule), {weight: ("conv", tile.nr)})
+        return []
+
+    def candidate(cycles: float, tile: ConvTile) -> Candidate:
+        schedule = Schedule.make("conv", mr=tile.mr, nr=tile.nr, order=tile.order,
+                                 parallel=int(tile.parallel))  # fmt: skip
+        return Candidate(cycles, Selection(str(schedule), {weight: ("conv", tile.nr)}))
+
+    return [candidate(*found) for found in conv_tiles(shape, threads)]
 
 
 def build(body: Graph, schedule: Schedule) -> Any:
@@ -220,4 +223,4 @@ def build(body: Graph, schedule: Schedule) -> Any:
     return ConvNest(Windowed.of(body, "conv"), tile).build()
 
 
-CONV = Template("conv", choose, build)
+CONV = Template("conv", space, build, rivals="conv")

@@ -15,7 +15,7 @@ import tvm
 from tvm import tirx
 
 from plait.codegen.schedule import Schedule
-from plait.codegen.target import Template
+from plait.codegen.target import Template, single
 from plait.codegen.tiles import LANES, ceil_div
 from plait.codegen.tvm.access import Access, flat_reads, source_input
 from plait.codegen.tvm.blocks import (
@@ -244,4 +244,4 @@ def _attribute(key: str, body: Stmt) -> Stmt:
     return tirx.AttrStmt(tvm.ir.StringImm("default"), key, const(1, "int32"), body)
 
 
-LSTM = Template("lstm", choose, build)
+LSTM = Template("lstm", single(choose), build)

@@ -11,7 +11,7 @@ from tvm import tirx
 
 from plait.codegen.conv_tiles import ConvShape, is_narrow
 from plait.codegen.schedule import Schedule
-from plait.codegen.target import Template
+from plait.codegen.target import Template, single
 from plait.codegen.tiles import LANES, PARALLEL_CYCLES, ceil_div
 from plait.codegen.tvm.access import source_input
 from plait.codegen.tvm.conv import conv_shape
@@ -134,4 +134,4 @@ def build(body: Graph, schedule: Schedule) -> Any:
     return NarrowNest(Windowed.of(body, "conv"), rows, parallel).build()
 
 
-NARROW = Template("narrow", choose, build)
+NARROW = Template("narrow", single(choose), build)

@@ -15,8 +15,8 @@ from typing import Any
 from tvm import te, tirx
 
 from plait.codegen.schedule import Schedule
-from plait.codegen.target import Template
-from plait.codegen.tiles import GemmShape, Tile, choose_tile
+from plait.codegen.target import Candidate, Template
+from plait.codegen.tiles import GemmShape, Tile, gemm_tiles
 from plait.codegen.tvm.access import Access, flat_reads, source_input
 from plait.codegen.tvm.gemm import Gemm, schedule_gemm
 from plait.codegen.tvm.generic import anchor_of
@@ -102,28 +102,32 @@ def _scatter(parts: Any) -> list[PrimExpr]:
     return arranged(dims, [i for _, at, extents in parts for i in unflatten(at, extents)])
 
 
-def choose(body: Graph, constant: tuple[bool, ...], threads: int) -> Selection | None:
+def space(body: Graph, constant: tuple[bool, ...], threads: int) -> list[Candidate]:
     """Float32 products with static, non-empty dimensions and one output in the result's shape."""
     anchors = [k for k, n in enumerate(body.nodes) if n.op == "dot_general"]
     if len(anchors) != 1 or len(body.outputs) != 1:
-        return None
+        return []
     node = body.nodes[anchors[0]]
     if node.types[0].dtype != t.f32 or not all(is_static(ty.shape) for ty in body.types):
-        return None
+        return []
     product = Product.of(body)
     shape = product.shape
     if 0 in (shape.batch, shape.m, shape.n, shape.k):
-        return None
+        return []
     rhs = node.operands[1]
     packed = rhs < len(body.inputs) and constant[rhs] and not product.rhs_batch
     packed = packed and len(body.users[rhs]) == 1
-    tile = choose_tile(shape, threads)
     form = "packed" if packed else _unpacked_form(body, rhs, product)
-    schedule = Schedule.make(
-        "gemm", mr=tile.mr, nr=tile.nr, outer=tile.outer, chunks=tile.chunks,
-        parallel=int(tile.parallel), rhs=form,
-    )  # fmt: skip
-    return Selection(str(schedule), {rhs: ("panels", tile.nr)} if packed else {})
+
+    def candidate(cycles: float, tile: Tile) -> Candidate:
+        schedule = Schedule.make(
+            "gemm", mr=tile.mr, nr=tile.nr, outer=tile.outer, chunks=tile.chunks,
+            parallel=int(tile.parallel), rhs=form,
+        )  # fmt: skip
+        pack = {rhs: ("panels", tile.nr)} if packed else {}
+        return Candidate(cycles, Selection(str(schedule), pack))
+
+    return [candidate(*found) for found in gemm_tiles(shape, threads)]
 
 
 def _unpacked_form(body: Graph, rhs: int, product: Product) -> str:
@@ -192,4 +196,4 @@ def _out_map(product: Product, out: TensorType) -> Any:
     return lambda *position: [Flat(out, None).at(product.result_index(*position))]
 
 
-GEMM = Template("gemm", choose, build)
+GEMM = Template("gemm", space, build)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from plait.codegen.schedule import Schedule
-from plait.codegen.target import Template
+from plait.codegen.target import Template, single
 from plait.codegen.tvm.attention import ATTENTION
 from plait.codegen.tvm.conv import CONV
 from plait.codegen.tvm.generic import build_generic
@@ -38,7 +38,7 @@ def _build_loops(body: Graph, schedule: Schedule) -> Any:
     return build_nest(body)
 
 
-GENERIC = Template("generic", _choose_generic, _build_generic)
-LOOPS = Template("loops", _choose_loops, _build_loops)
+GENERIC = Template("generic", single(_choose_generic), _build_generic)
+LOOPS = Template("loops", single(_choose_loops), _build_loops)
 
 TEMPLATES = (ATTENTION, LSTM, GEMM, DEPTHWISE, NARROW, WINOGRAD, CONV, POOL, GENERIC, LOOPS)

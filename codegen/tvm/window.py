@@ -13,9 +13,9 @@ from typing import Any
 
 from tvm import tirx
 
-from plait.codegen.conv_tiles import WindowShape, WindowTile, choose_window_tile
+from plait.codegen.conv_tiles import WindowShape, WindowTile, window_tiles
 from plait.codegen.schedule import Schedule
-from plait.codegen.target import Template
+from plait.codegen.target import Candidate, Template
 from plait.codegen.tiles import LANES
 from plait.codegen.tvm.access import source_input
 from plait.codegen.tvm.image import (
@@ -234,10 +234,15 @@ def upright(windowed: Windowed) -> tuple[WindowShape, bool]:
     return (shape.turned if turned else shape), turned
 
 
-def _schedule(name: str, windowed: Windowed, threads: int) -> str:
-    tile = choose_window_tile(upright(windowed)[0], threads)
-    return str(Schedule.make(name, mr=tile.mr, vectors=tile.vectors, chunks=tile.chunks,
-                             parallel=int(tile.parallel)))  # fmt: skip
+def _candidates(
+    name: str, windowed: Windowed, threads: int, pack: dict[int, tuple[str, int]]
+) -> list[Candidate]:
+    def candidate(cycles: float, tile: WindowTile) -> Candidate:
+        schedule = Schedule.make(name, mr=tile.mr, vectors=tile.vectors, chunks=tile.chunks,
+                                 parallel=int(tile.parallel))  # fmt: skip
+        return Candidate(cycles, Selection(str(schedule), pack))
+
+    return [candidate(*found) for found in window_tiles(upright(windowed)[0], threads)]
 
 
 def _tile(schedule: Schedule) -> WindowTile:
@@ -245,22 +250,22 @@ def _tile(schedule: Schedule) -> WindowTile:
                       schedule.number("chunks"), bool(schedule.number("parallel")))  # fmt: skip
 
 
-def choose_depthwise(body: Graph, constant: tuple[bool, ...], threads: int) -> Selection | None:
+def depthwise_space(body: Graph, constant: tuple[bool, ...], threads: int) -> list[Candidate]:
     """Convolutions with a group, and one output, for each channel, and constant weights."""
     windowed = Windowed.find(body, "conv")
     weight = windowed.weight(constant) if windowed is not None else None
     if windowed is None or weight is None:
-        return None
+        return []
     channels = windowed.shape.c
     if not channels == windowed.node.attrs["groups"] == windowed.node.types[0].shape[1]:
-        return None
-    return Selection(_schedule("depthwise", windowed, threads), {weight: ("depthwise", 0)})
+        return []
+    return _candidates("depthwise", windowed, threads, {weight: ("depthwise", 0)})
 
 
-def choose_pool(body: Graph, constant: tuple[bool, ...], threads: int) -> Selection | None:
+def pool_space(body: Graph, constant: tuple[bool, ...], threads: int) -> list[Candidate]:
     """Pools; the division that makes a mean is part of the epilogue."""
     windowed = Windowed.find(body, "max_pool", "sum_pool")
-    return None if windowed is None else Selection(_schedule("pool", windowed, threads))
+    return [] if windowed is None else _candidates("pool", windowed, threads, {})
 
 
 def build_depthwise(body: Graph, schedule: Schedule) -> Any:
@@ -273,5 +278,5 @@ def build_pool(body: Graph, schedule: Schedule) -> Any:
     return WindowNest(Windowed.of(body, "max_pool", "sum_pool"), _tile(schedule)).build()
 
 
-DEPTHWISE = Template("depthwise", choose_depthwise, build_depthwise)
-POOL = Template("pool", choose_pool, build_pool)
+DEPTHWISE = Template("depthwise", depthwise_space, build_depthwise)
+POOL = Template("pool", pool_space, build_pool)

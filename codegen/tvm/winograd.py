@@ -13,9 +13,8 @@ from typing import Any
 
 from tvm import tirx
 
-from plait.codegen.conv_tiles import choose_conv_tile, conv_cycles
 from plait.codegen.schedule import Schedule
-from plait.codegen.target import Template
+from plait.codegen.target import Candidate, Template
 from plait.codegen.tiles import LANES, ceil_div
 from plait.codegen.tvm.access import source_input
 from plait.codegen.tvm.conv import conv_shape
@@ -37,7 +36,7 @@ PrimExpr = Any
 Stmt = Any
 Lane = Callable[[int, PrimExpr], PrimExpr]  # a vector's number and a lane to an element
 Put = Callable[[int, PrimExpr, PrimExpr], Stmt]
-WORTH = 0.9  # of the direct sum's estimated time
+RAISED = 1.1
 
 
 def local(count: int, name: str) -> Any:
@@ -307,25 +306,21 @@ class WinogradNest:
         return [*allocations, *stmts, loop(m, line, kind, "i")]
 
 
-def choose(body: Graph, constant: tuple[bool, ...], threads: int) -> Selection | None:
-    """Convolutions with constant weights that take clearly less time than as direct sums."""
+def space(body: Graph, constant: tuple[bool, ...], threads: int) -> list[Candidate]:
+    """Convolutions with constant weights; estimates are raised, since rounding errors grow."""
     windowed = Windowed.find(body, "conv")
     weight = windowed.weight(constant) if windowed is not None else None
     if windowed is None or weight is None or windowed.steps[1] != 1:
-        return None
-    shape = conv_shape(windowed)
-    found = winograd_tiles(shape, threads)
-    if windowed.node.types[0].rank != 4 or not found:
-        return None
-    direct = choose_conv_tile(shape, threads)
-    limit = conv_cycles(shape, direct.mr, direct.nr, threads if direct.parallel else 1)
-    cycles, tile = found[0]
-    if cycles > WORTH * limit:
-        return None
-    schedule = Schedule.make("winograd", m=tile.m, mr=tile.mr, nr=tile.nr, group=tile.group,
-                             block=tile.block, order=tile.order,
-                             parts=threads if tile.parallel else 1)  # fmt: skip
-    return Selection(str(schedule), {weight: (f"winograd{tile.m}", tile.nr)})
+        return []
+
+    def candidate(cycles: float, tile: WinogradTile) -> Candidate:
+        schedule = Schedule.make("winograd", m=tile.m, mr=tile.mr, nr=tile.nr, group=tile.group,
+                                 block=tile.block, order=tile.order,
+                                 parts=threads if tile.parallel else 1)  # fmt: skip
+        pack = {weight: (f"winograd{tile.m}", tile.nr)}
+        return Candidate(cycles * RAISED, Selection(str(schedule), pack))
+
+    return [candidate(*found) for found in winograd_tiles(conv_shape(windowed), threads)]
 
 
 def build(body: Graph, schedule: Schedule) -> Any:
@@ -338,4 +333,4 @@ def build(body: Graph, schedule: Schedule) -> Any:
     return WinogradNest(Windowed.of(body, "conv"), tile, parts).build()
 
 
-WINOGRAD = Template("winograd", choose, build)
+WINOGRAD = Template("winograd", space, build, rivals="conv")

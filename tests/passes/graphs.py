@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from plait.codegen.target import Target, Template
+from plait.codegen.target import Target, Template, single
 from plait.fuzz.generate import Settings, generate
 from plait.fuzz.generate import random_inputs as inputs_for
 from plait.ir import types as t
@@ -23,7 +23,9 @@ from plait.passes.select import Selection
 Make = Callable[..., Value | Sequence[Value]]
 Operand = tuple[int, ...] | TensorType
 
-ANY = Template("any", lambda body, constant, threads: Selection("any"), lambda body, schedule: None)
+ANY = Template(
+    "any", single(lambda body, constant, threads: Selection("any")), lambda body, schedule: None
+)
 TARGET = Target(
     name="plain",
     channels_last=True,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from plait.codegen.target import Target, Template
+from plait.codegen.target import Target, Template, single
 from plait.ir.builder import Builder, Value
 from plait.ir.errors import Unsupported
 from plait.ir.graph import Graph
@@ -30,7 +30,7 @@ def packing(form: str, block: int, operand: int = 1) -> Target:
             "packed" if packed else "plain", {operand: (form, block)} if packed else {}
         )
 
-    template = Template("any", choose, lambda body, schedule: None)
+    template = Template("any", single(choose), lambda body, schedule: None)
     return replace(TARGET, load=lambda: (template,))
 
 
