@@ -37,6 +37,7 @@ from plait.passes.hooks import Timing
 from plait.passes.memory import MemoryPlan
 from plait.passes.pipeline import DEFAULT_PIPELINE, Hook, parse_pipeline
 from plait.passes.select import Selection
+from plait.runtime import tune
 from plait.runtime.artifact import Contents, TargetCode, write_artifact
 from plait.runtime.cache import KernelCache
 from plait.runtime.executor import CompiledModel
@@ -236,9 +237,10 @@ class _Kernels:
 
 
 class Remembering:
-    """A target whose selections are kept in the cache, so that a known kernel needs no compiler.
+    """A target that takes what tuning found, and else its best estimate.
 
-    Those of one compilation are kept here too: a model calls few kernels many times.
+    Selections are kept in the cache, so that a known kernel needs no compiler, and here for the
+    length of a compilation: a model calls few kernels many times.
     """
 
     def __init__(self, target: Target, cache: KernelCache) -> None:
@@ -259,15 +261,25 @@ class Remembering:
         return self._selected[key]
 
     def _through_cache(self, key: str, body: Graph, constant: tuple[bool, ...]) -> Selection:
+        record = tune.find(self.cache, body, constant, self.target.threads)
+        if record is not None:
+            key = sha256(f"{key}\0{record.schedule}".encode()).hexdigest()
         known = self.cache.get(key, SELECTIONS)
         if known is not None:
             data = json.loads(known)
             pack = {int(k): (str(form), int(block)) for k, (form, block) in data["pack"].items()}
             return Selection(data["schedule"], pack)
-        found = self.target.select(body, constant)
+        found = self._chosen(body, constant, record)
         text = json.dumps({"schedule": found.schedule, "pack": found.pack})
         self.cache.put(key, text.encode(), SELECTIONS)
         return found
+
+    def _chosen(
+        self, body: Graph, constant: tuple[bool, ...], record: tune.Record | None
+    ) -> Selection:
+        """The record's choice if the templates still offer it."""
+        space = [c.selection for c in self.target.candidates(body, constant)]
+        return record.selection if record and record.selection in space else space[0]
 
 
 def _machine(cpu: str, cache: KernelCache) -> CpuTarget:

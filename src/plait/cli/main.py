@@ -30,6 +30,8 @@ COMMANDS: list[tuple[str, str]] = [
     ("plait.cli.compile", "compile"),
     ("plait.cli.run", "run"),
     ("plait.cli.bench", "bench"),
+    ("plait.cli.tune", "tune"),
+    ("plait.cli.profile", "profile"),
     ("plait.cli.inspect", "inspect"),
 ]
 # Verbs with verbs of their own: name, module and the name of its Typer application.

@@ -27,6 +27,8 @@ SCHEMAS: dict[str, int] = {
     "compile": 1,
     "run": 1,
     "bench": 1,
+    "tune": 1,
+    "profile": 1,
     "inspect": 1,
     "cache.list": 1,
     "cache.gc": 1,
