@@ -1,4 +1,4 @@
-"""What running a graph takes: memory under eager execution, arithmetic, traffic of a plan."""
+"""What running a graph takes: memory under eager execution, arithmetic, traffic of a kernel."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from plait.ir.graph import Graph
 
 # Under eager execution these share their operand's memory.
 EAGER_VIEWS = frozenset({"reshape", "transpose", "broadcast_to", "slice"})
+# Through these a reader may need less than all of the operand.
+SELECTING = frozenset({"reshape", "transpose", "slice"})
 
 
 def _bytes(graph: Graph, v: int) -> int:
@@ -53,7 +55,10 @@ def output_bytes(graph: Graph) -> int:
 
 
 def flops(graph: Graph) -> int:
-    """Floating-point operations of the graph's contractions: two per multiply-add."""
+    """Floating-point operations of the graph's contractions: two per multiply-add.
+
+    Attention counts its two products, an LSTM the product with its recurrent weights.
+    """
     total = 0
     for node in graph.nodes:
         if node.op == "kernel":
@@ -64,6 +69,9 @@ def flops(graph: Graph) -> int:
             *lead, rows, width = graph.types[node.operands[0]].static("flop count")
             length, depth = graph.types[node.operands[2]].static("flop count")[-2:]
             total += 2 * math.prod(lead) * rows * length * (width + depth)
+        elif node.op == "lstm":
+            steps, batch, wide = graph.types[node.operands[0]].static("flop count")
+            total += 2 * steps * batch * wide * (wide // 4)
     return total
 
 
@@ -75,3 +83,26 @@ def _contraction(graph: Graph, op: str, attrs: object, operands: tuple[int, ...]
     assert isinstance(compute.body, Reduce)
     extents = [a.extent for a in (*compute.axes, *compute.body.axes)]
     return 2 * math.prod(n for n in extents if isinstance(n, int))
+
+
+def reads(body: Graph) -> tuple[int, ...]:
+    """Bytes of each input of a kernel's body that the kernel must read at least once.
+
+    Of an operand that is only sliced or gathered from, these are no more than what is taken.
+    """
+    return tuple(_taken(body, v) for v in range(len(body.inputs)))
+
+
+def _taken(graph: Graph, v: int) -> int:
+    """Bytes of a value that its readers need, looking through views of it."""
+    whole = _bytes(graph, v)
+    if v in graph.outputs:
+        return whole
+    total = 0
+    for k in graph.users[v]:
+        node = graph.nodes[k]
+        picks = ops.has_trait(node.op, "gather") and v not in node.operands[1:]
+        if node.op not in SELECTING and not picks:
+            return whole
+        total += _taken(graph, graph.results(k)[0])
+    return min(whole, total)

@@ -20,7 +20,7 @@ from plait.ir.errors import ParseError, UnsupportedSymbol
 from plait.ir.expr_eval import evaluate
 from plait.ir.graph import Attrs, Blob, Graph, Input, Node
 from plait.ir.interp import bind_graph, bind_sizes, interpret, run_node
-from plait.ir.text import blob_table, parse_graph, print_graph
+from plait.ir.text import blob_table, parse_graph, parse_outline, print_graph
 from plait.ir.types import TensorType
 from plait.ir.verify import verify
 
@@ -230,6 +230,23 @@ def test_large_constants_come_from_the_table() -> None:
     assert again == graph and again.nodes[0].attrs["value"].name == "weights"
     with pytest.raises(ParseError, match=f"the array with digest {blob.digest[:12]} was not given"):
         parse_graph(text)
+
+
+def test_an_outline_needs_no_arrays() -> None:
+    blob = Blob(np.ones((1 << 10, 1 << 10), np.float32), "weights")
+    attrs = ops.get("constant").complete({"value": blob})
+    text = print_graph(Graph((), (Node("constant", (), attrs, (blob.type,)),), (0,)))
+    huge = text.replace("[1024, 1024]", f"[{1 << 20}, {1 << 20}]")
+    for written in (text, huge):  # 4 MiB, and 4 TiB that nobody has
+        graph = parse_outline(written)
+        verify(graph)
+        assert print_graph(graph) == written
+    found = graph.nodes[0].attrs["value"]
+    assert found.digest == blob.digest
+    assert found.array.strides == (0, 0)
+    other = Blob.stand_in(blob.type, "weights", "0" * 64)
+    assert other == Blob.stand_in(blob.type, "weights", "0" * 64)
+    assert other != Blob.stand_in(blob.type, "weights", blob.digest)
 
 
 @pytest.mark.parametrize("dtype", [d for d in t.DTYPES.values() if d != t.bf16], ids=str)
