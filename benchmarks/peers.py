@@ -51,11 +51,18 @@ def _torch_call(model: Any, args: tuple[Tensor, ...], threads: int) -> Call:
 
 
 def openvino(model: nn.Module, args: tuple[Tensor, ...], threads: int) -> Call:
-    """OpenVINO's CPU plugin in float32 (its default may be bfloat16)."""
+    """OpenVINO's CPU plugin in float32 (its default may be bfloat16).
+
+    What it cannot convert from an exported program goes by way of ONNX.
+    """
     import openvino as ov
 
-    with torch.no_grad():
-        converted = ov.convert_model(torch.export.export(model, args, strict=False))
+    try:
+        with torch.no_grad():
+            converted = ov.convert_model(torch.export.export(model, args, strict=False))
+    except Exception:  # its frontends raise errors of several modules
+        with tempfile.TemporaryDirectory() as folder:
+            converted = ov.convert_model(_onnx(model, args, Path(folder)))
     settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
     request = ov.compile_model(converted, "CPU", {**settings, "PERFORMANCE_HINT": "LATENCY"})
     request = request.create_infer_request()
@@ -71,12 +78,21 @@ def onnxruntime(model: nn.Module, args: tuple[Tensor, ...], threads: int) -> Cal
     options.intra_op_num_threads = threads
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        torch.onnx.export(model, args, path, dynamo=True, verbose=False)
+        path = _onnx(model, args, Path(folder))
         session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [i.name for i in session.get_inputs()]
     feeds = {name: x.numpy() for name, x in zip(names, args, strict=True)}
     return lambda: arrays(session.run(None, feeds))
+
+
+def _onnx(model: nn.Module, args: tuple[Tensor, ...], folder: Path) -> Path:
+    """The model as an ONNX file, by torch's older exporter where the newer one fails."""
+    path = folder / "model.onnx"
+    try:
+        torch.onnx.export(model, args, path, dynamo=True, verbose=False)
+    except torch.onnx.errors.OnnxExporterError:
+        torch.onnx.export(model, args, path, dynamo=False)
+    return path
 
 
 def plait(model: nn.Module, args: tuple[Tensor, ...], threads: int) -> Call:

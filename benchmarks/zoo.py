@@ -10,7 +10,7 @@ inputs, so that activations stay near one and no denormal number slows a peer do
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,11 +30,19 @@ class ZooEntry:
     """A model ready to run: ``model(*example_args)`` returns a tensor or a tuple of tensors.
 
     ``kind`` says whether the weights are a trained model's ("real") or seeded noise ("random").
+    ``batch_dims`` are the arguments' dimensions of samples, by default the first of each.
     """
 
     model: nn.Module
     example_args: tuple[Tensor, ...]
     kind: Kind
+    batch_dims: tuple[int, ...] = ()
+
+    def batched(self, times: int) -> tuple[Tensor, ...]:
+        """The arguments with every sample ``times`` times."""
+        dims = self.batch_dims or (0,) * len(self.example_args)
+        pairs = zip(self.example_args, dims, strict=True)
+        return tuple(x.repeat_interleave(times, dim) for x, dim in pairs)
 
 
 class Fields(nn.Module):
@@ -402,6 +410,138 @@ def gpt2() -> ZooEntry:
     return random_entry(model, (torch.randint(0, 50257, (1, 64)),))
 
 
+class CachedStep(nn.Module):
+    """One step of GPT-2 over a cache of keys and values.
+
+    Takes tokens [batch, 1] and the cache [layers, 2, batch, heads, past, width]; returns logits
+    [batch, 1, words] and the keys and values of the new token, [.., 1, width].
+    """
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, token: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
+        """Decode one token."""
+        from transformers import DynamicCache
+
+        past = DynamicCache([(layer[0], layer[1]) for layer in cache])
+        result = self.inner(token, past_key_values=past, use_cache=True)
+        layers = result.past_key_values.layers
+        new = [torch.stack([x.keys[:, :, -1:], x.values[:, :, -1:]]) for x in layers]
+        return result.logits, torch.stack(new)
+
+
+@seeded
+def gpt2_decode() -> ZooEntry:
+    """GPT-2 small, one token after 256 others, their keys and values in a cache."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = CachedStep(GPT2LMHeadModel(GPT2Config()))
+    cache = torch.randn(12, 2, 1, 12, 256, 64)
+    entry = random_entry(model, (torch.randint(0, 50257, (1, 1)), cache))
+    return replace(entry, batch_dims=(0, 2))
+
+
+@seeded
+def t5_small() -> ZooEntry:
+    """T5-small's encoder on 64 tokens."""
+    from transformers import T5Config, T5EncoderModel
+
+    config = T5Config(d_model=512, d_kv=64, d_ff=2048, num_layers=6, num_heads=8)
+    model = Fields(T5EncoderModel(config), ("input_ids",), "last_hidden_state")
+    return random_entry(model, (torch.randint(0, 32128, (1, 64)),))
+
+
+@seeded
+def whisper_tiny() -> ZooEntry:
+    """Whisper-tiny's encoder on 30 s of sound, 80 x 3000 mel bands."""
+    from transformers import WhisperConfig
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+    config = WhisperConfig(d_model=384, encoder_layers=4, encoder_attention_heads=6,
+                           encoder_ffn_dim=1536)  # fmt: skip
+    model = Fields(WhisperEncoder(config), ("input_features",), "last_hidden_state")
+    return random_entry(model, (torch.randn(1, 80, 3000),))
+
+
+@seeded
+def swin_t() -> ZooEntry:
+    """Swin-T (Liu et al. 2021) at 224x224."""
+    from transformers import SwinConfig, SwinForImageClassification
+
+    config = SwinConfig()
+    config.num_labels = CLASSES
+    model = Fields(SwinForImageClassification(config), ("pixel_values",), "logits")
+    return random_entry(model, (image(1, 3, 224, 224),))
+
+
+@seeded
+def efficientnet_b0() -> ZooEntry:
+    """EfficientNet-B0 (Tan and Le 2019) at 224x224."""
+    from transformers import EfficientNetConfig, EfficientNetForImageClassification
+
+    config = EfficientNetConfig(width_coefficient=1.0, depth_coefficient=1.0, hidden_dim=1280,
+                                image_size=224, dropout_rate=0.2)  # fmt: skip
+    config.num_labels = CLASSES
+    inner = EfficientNetForImageClassification(config)
+    inner.efficientnet.pooler = nn.AdaptiveAvgPool2d(1)  # in place of a 1280 x 1280 window
+    model = Fields(inner, ("pixel_values",), "logits")
+    return random_entry(model, (image(1, 3, 224, 224),))
+
+
+class DenseLayer(nn.Module):
+    """Bottleneck of a dense block: its new channels behind those it was given."""
+
+    def __init__(self, channels: int, growth: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.BatchNorm2d(channels), nn.BatchNorm2d(4 * growth)
+        self.conv1 = nn.Conv2d(channels, 4 * growth, 1, bias=False)
+        self.conv2 = nn.Conv2d(4 * growth, growth, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Concatenate the layer's features."""
+        y = self.conv1(torch.relu(self.norm1(x)))
+        return torch.cat([x, self.conv2(torch.relu(self.norm2(y)))], 1)
+
+
+@seeded
+def densenet121() -> ZooEntry:
+    """DenseNet-121 (Huang et al. 2016) at 224x224."""
+    layers: list[nn.Module] = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64),
+                               nn.ReLU(), nn.MaxPool2d(3, 2, 1)]  # fmt: skip
+    channels, blocks = 64, (6, 12, 24, 16)
+    for k, depth in enumerate(blocks):
+        layers += [DenseLayer(channels + 32 * i, 32) for i in range(depth)]
+        channels += 32 * depth
+        layers += [nn.BatchNorm2d(channels), nn.ReLU()]
+        if k < len(blocks) - 1:
+            layers += [nn.Conv2d(channels, channels // 2, 1, bias=False), nn.AvgPool2d(2)]
+            channels //= 2
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, CLASSES)]
+    return random_entry(nn.Sequential(*layers), (image(1, 3, 224, 224),))
+
+
+@seeded
+def vgg16() -> ZooEntry:
+    """VGG-16 (Simonyan and Zisserman 2014) at 224x224, without batch norms."""
+    layers: list[nn.Module] = []
+    channels = 3
+    for width, depth in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
+        for _ in range(depth):
+            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
+            channels = width
+        layers.append(nn.MaxPool2d(2))
+    layers.append(nn.Flatten())
+    for inputs, outputs in ((512 * 49, 4096), (4096, 4096)):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Linear(4096, CLASSES))
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    return random_entry(model, (image(1, 3, 224, 224),))
+
+
 @seeded
 def mlp() -> ZooEntry:
     """Three layers of 256 with ReLU, batch 1."""
@@ -431,6 +571,13 @@ ZOO: Final[Mapping[str, Callable[[], ZooEntry]]] = MappingProxyType(
         "vit_s": vit_s,
         "bert_base": bert_base,
         "gpt2": gpt2,
+        "gpt2_decode": gpt2_decode,
+        "t5_small": t5_small,
+        "whisper_tiny": whisper_tiny,
+        "swin_t": swin_t,
+        "efficientnet_b0": efficientnet_b0,
+        "densenet121": densenet121,
+        "vgg16": vgg16,
         "mlp": mlp,
         "lstm": lstm,
     }
