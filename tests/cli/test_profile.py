@@ -43,8 +43,13 @@ def refused(capsys: Capture, *arguments: object, code: int) -> str:
     return printed.err
 
 
-def test_document(profiled_artifact: Path, capsys: Capture, known_machine: list[int]) -> None:
+def test_document(
+    profiled_artifact: Path, repo_root: Path, capsys: Capture, known_machine: list[int]
+) -> None:
     document = run(capsys, profiled_artifact, "--threads", 1)
+    page = (repo_root / "docs" / "cli.md").read_text()
+    fields = {*document, *document["ceilings"], *document["kernels"][0], *document["left_out"]}
+    assert [f for f in fields if f"`{f}`" not in page and f"`{f}[]`" not in page] == []
     assert known_machine == [1] and document["ceilings"]["threads"] == 1
     kernels = document["kernels"]
     assert document["steps"] == len(kernels) == 3 and document["rounds"] == 3
