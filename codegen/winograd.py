@@ -5,21 +5,31 @@ The model is of the core that `conv_tiles` describes; nothing is measured when a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from plait.codegen.conv_tiles import EFFICIENCY, FLOATS_PER_CYCLE, TILE_CYCLES, ConvShape
-from plait.codegen.tiles import LANES, PARALLEL_CYCLES, ceil_div
+from plait.codegen.conv_tiles import (
+    EFFICIENCY,
+    FLOATS_PER_CYCLE,
+    FROM_L2,
+    L1_PANEL_BYTES,
+    TILE_CYCLES,
+    ConvShape,
+)
+from plait.codegen.tiles import L2_BYTES, LANES, PARALLEL_CYCLES, ceil_div
 from plait.ir.winograd import POINTS, TAPS
 
 PAD = 16  # floats that keep equal offsets of neighbouring planes in different cache sets
-DATA_BYTES = 1 << 20  # transformed data of a block: what both second-level caches hold
+DATA_BYTES = (1 << 20, 4 << 20, 16 << 20)  # transformed data of a block: in L2, or in L3
 GROUP_ROWS = 16  # tiles that a panel of weights meets while it is in the first-level cache
-# Cycles of a transform of one tile in one vector of channels; bytes a cycle from memory.
-DATA_CYCLES = {2: 60, 4: 170}
-RESULT_CYCLES = {2: 45, 4: 130}
+# Cycles of a transform of one tile in one vector of channels.
+DATA_CYCLES = {2: 90, 4: 170}
+RESULT_CYCLES = {2: 65, 4: 130}
 LAUNCH_CYCLES = 6_000
-BYTES_PER_CYCLE = 6.0
+# Bytes a cycle, for all threads together: weights from memory and from L3, data to L3 and back;
+# and the bytes of weights that stay there.
+FROM_MEMORY, FROM_L3, THROUGH_L3 = 5.0, 12.0, 36.0
+L3_WEIGHT_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -79,13 +89,20 @@ def winograd_cycles(shape: ConvShape, tile: WinogradTile, threads: int) -> float
     blocks = ceil_div(tiles, tile.block)
     panels = ceil_div(shape.oc, tile.nr)
     speed = FLOATS_PER_CYCLE * EFFICIENCY[tile.mr, tile.nr]
+    if 4 * shape.inputs * tile.nr > L1_PANEL_BYTES:
+        speed *= FROM_L2.get(tile.mr, 1.0)
     step = shape.inputs * tile.mr * tile.nr / speed + TILE_CYCLES
     result = tile.rows * tile.nr / LANES * RESULT_CYCLES[tile.m]
     items = ceil_div(ceil_div(tile.block, tile.rows) * panels, threads)
     products = items * (tile.group * planes * step + result)
-    weights = 4 * planes * shape.inputs * panels * tile.nr / BYTES_PER_CYCLE
+    weights = 4 * planes * shape.inputs * panels * tile.nr
+    again = FROM_L3 if weights <= L3_WEIGHT_BYTES else FROM_MEMORY
+    streams = weights / FROM_MEMORY + (blocks - 1) * weights / again
+    held = 4 * planes * shape.inputs * tile.block
+    spilled = 0 if held <= 2 * L2_BYTES else 2 * held / THROUGH_L3
     data = ceil_div(tile.block, threads) * shape.inputs / LANES * DATA_CYCLES[tile.m]
-    return blocks * (max(products, weights) + data + (LAUNCH_CYCLES if threads > 1 else 0))
+    launches = LAUNCH_CYCLES if threads > 1 else 0
+    return max(blocks * products, streams) + blocks * (data + spilled + launches)
 
 
 def winograd_tiles(shape: ConvShape, threads: int) -> list[tuple[float, WinogradTile]]:
@@ -96,22 +113,23 @@ def winograd_tiles(shape: ConvShape, threads: int) -> list[tuple[float, Winograd
     for m in POINTS:
         tiles = tile_count(shape, m)
         for (mr, nr), efficiency in EFFICIENCY.items():
-            if mr <= tiles and efficiency >= 0.9:
-                tile = _cut(shape, m, mr, nr)
+            if mr > tiles or efficiency < 0.9:
+                continue
+            for tile in dict.fromkeys(_cut(shape, m, mr, nr, size) for size in DATA_BYTES):
                 cycles = winograd_cycles(shape, tile, threads)
                 if cycles < PARALLEL_CYCLES:
-                    tile = WinogradTile(m, mr, nr, tile.group, tile.block, tile.order, False)
+                    tile = replace(tile, parallel=False)
                     cycles = winograd_cycles(shape, tile, 1)
                 found.append((cycles, tile))
-    return sorted(found, key=lambda c: (c[0], str(c[1])))
+    return sorted(found, key=lambda c: (c[0], -c[1].mr, c[1].block))
 
 
-def _cut(shape: ConvShape, m: int, mr: int, nr: int) -> WinogradTile:
-    """The groups, blocks and order for a register tile."""
+def _cut(shape: ConvShape, m: int, mr: int, nr: int, size: int) -> WinogradTile:
+    """The groups and order for a register tile, in blocks of about `size` bytes of data."""
     tiles, planes = tile_count(shape, m), (m + TAPS - 1) ** 2
     group = max(1, min(round(GROUP_ROWS / mr), ceil_div(tiles, mr)))
     rows = mr * group
-    fits = max(rows, DATA_BYTES // (4 * planes * shape.inputs))
+    fits = max(rows, size // (4 * planes * shape.inputs))
     blocks = ceil_div(tiles, fits)
     block = ceil_div(ceil_div(tiles, blocks), rows) * rows
     by_panel = shape.oc > block  # weights are then more bytes than data: pass over them once

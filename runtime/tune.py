@@ -1,7 +1,8 @@
 """Measuring the candidates of a model's kernels, and keeping the best for later compilations.
 
 Each kernel of a graph is tuned alone: its best candidates by the target's estimates are compiled
-into one module and run in turns on random data, from a cache that a sweep has emptied of weights.
+into one module and run in turns on random data, with so many copies of the weights that those come
+from memory, as they do in a model.
 A record replaces the first candidate only where it was faster by more than `MARGIN`, so that tuning
 never slows a kernel down.  Records are kept as kernels are finished, so that an interrupted run
 loses nothing, and are plain data that can be carried to another cache.
@@ -10,6 +11,7 @@ loses nothing, and are plain data that can be carried to another cache.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,11 +21,18 @@ from typing import Any
 import numpy as np
 
 from plait.codegen.cpu import host_cpu_model
-from plait.codegen.plan import Call, ModulePlan, PointerArg, TensorSpec
+from plait.codegen.plan import (
+    Call,
+    ModulePlan,
+    PointerArg,
+    TensorSpec,
+    pack_weights,
+    place_weights,
+)
 from plait.codegen.target import Candidate, Target
 from plait.ir.agreement import compare
 from plait.ir.builder import Builder
-from plait.ir.graph import Attrs, Blob, Graph, Node
+from plait.ir.graph import Attrs, Graph, Node
 from plait.ir.types import TensorType
 from plait.passes.context import Context
 from plait.passes.pipeline import DEFAULT_PIPELINE, parse_pipeline
@@ -38,7 +47,9 @@ KEPT = 12  # candidates of a kernel that are measured
 HOPELESS = 2.5  # candidates estimated to take so many times the best are not
 MARGIN = 1.02
 ROUNDS = 9
-SWEPT_BYTES = 40 << 20  # more than the last-level cache
+COLD_BYTES = 48 << 20  # so many bytes of weights in turns leave none in the last-level cache
+MOST_COPIES = 16
+MOST_BYTES = 1 << 30  # of weights of all candidates of a kernel
 Progress = Callable[[str, int, int], None]
 
 
@@ -122,10 +133,17 @@ def tasks(graph: Graph, target: Target) -> list[Task]:
     for key, calls in counts.items():
         space = target.candidates(bodies[key], key[1])
         limit = space[0].cycles * HOPELESS
-        kept = tuple(c for c in space if c.cycles <= limit)[:KEPT]
+        most = min(KEPT, max(2, MOST_BYTES // max(1, _weight_bytes(bodies[key], key[1]))))
+        kept = tuple(c for c in space if c.cycles <= limit)[:most]
         if len(kept) > 1:
             found.append(Task(bodies[key], key[1], calls, kept))
     return sorted(found, key=lambda t: -t.cycles)
+
+
+def _weight_bytes(body: Graph, constant: tuple[bool, ...]) -> int:
+    """Bytes of a kernel's constant operands."""
+    types = [ty for ty, is_weight in zip(body.input_types, constant, strict=True) if is_weight]
+    return sum(math.prod(ty.static("tuning")) * ty.dtype.itemsize for ty in types)
 
 
 def tune(
@@ -206,79 +224,83 @@ class _Fixed:
 
 
 class Race:
-    """The candidates of a kernel as the steps of one module, each with its own packed weights."""
+    """The candidates of a kernel as the steps of one module, run with one copy of the weights
+    after the other."""
 
     def __init__(self, task: Task, target: Target) -> None:
         from plait.codegen.tvm.build import KernelJob, compile_many, host_target
         from plait.codegen.tvm.main_func import compile_main
         from plait.codegen.tvm.pointers import over_pointers
 
-        self.arrays: list[Any] = []
-        self.place: dict[str, int] = {}
         rng = np.random.default_rng(0)
         data = [_random(ty, rng) for ty in task.body.input_types]
-        steps, jobs = [], []
-        outputs = [PointerArg("output", k) for k in range(len(task.body.outputs))]
-        for number, candidate in enumerate(task.candidates):
-            kernel, operands = _packed(task, target, candidate.selection, data)
-            symbol = f"k_{number}"
-            jobs.append(KernelJob(symbol, _maker(target, kernel, over_pointers)))
-            inputs = [PointerArg("input", self._number(a)) for a in operands]
-            steps.append(Call(symbol, (*inputs, *outputs)))
-        specs = [TensorSpec(f"x{k}", str(a.dtype), a.shape) for k, a in enumerate(self.arrays)]
-        results = [_flat_spec(f"y{k}", ty) for k, ty in enumerate(task.body.output_types)]
-        plan = ModulePlan("race", tuple(specs), tuple(results), tuple(steps))
-        machine = host_target()
-        built = compile_many(jobs, machine, 2, lambda job, data: None)
-        objects = [*(built[j.symbol] for j in jobs), compile_main(plan, machine)]
-        self.model = CompiledModel(plan, Library(objects), threads=target.threads)
-        self.swept = np.zeros(SWEPT_BYTES // 4, np.float32)
-        self.warm = [a for a, c in zip(data, task.constant, strict=True) if not c]
+        given = [a for a, constant in zip(data, task.constant, strict=True) if not constant]
+        self.arrays = [a.reshape(-1) for a in given]
+        made = [_packed(task, target, c.selection, data) for c in task.candidates]
+        weights = {f"w{number}.{k}": np.asarray(a) for number, (_, operands) in enumerate(made)
+                   for k, a in enumerate(operands) if not _is_one_of(a, given)}  # fmt: skip
+        placed = place_weights(TensorSpec(n, str(a.dtype), a.shape) for n, a in weights.items())
+        offsets = {w.name: w.byte_offset for w in placed}
 
-    def _number(self, array: Any) -> int:
-        """The input that an array is; equal ones share it."""
-        digest = Blob(array).digest
-        if digest not in self.place:
-            self.place[digest] = len(self.arrays)
-            self.arrays.append(np.array(array).reshape(-1))
-        return self.place[digest]
+        def pointer(number: int, k: int, array: Any) -> PointerArg:
+            name = f"w{number}.{k}"
+            if name in offsets:
+                return PointerArg("weights", 0, offsets[name])
+            return PointerArg("input", next(i for i, a in enumerate(given) if a is array))
+
+        results = [PointerArg("output", k) for k in range(len(task.body.outputs))]
+        calls = [
+            Call(
+                f"k_{number}", (*(pointer(number, k, a) for k, a in enumerate(operands)), *results)
+            )
+            for number, (_, operands) in enumerate(made)
+        ]
+        specs = [TensorSpec(f"x{k}", str(a.dtype), a.shape) for k, a in enumerate(self.arrays)]
+        outputs = [_flat_spec(f"y{k}", ty) for k, ty in enumerate(task.body.output_types)]
+        plan = ModulePlan("race", tuple(specs), tuple(outputs), tuple(calls), 0, placed)
+        machine = host_target()
+        jobs = [KernelJob(f"k_{number}", _maker(target, kernel, over_pointers))
+                for number, (kernel, _) in enumerate(made)]  # fmt: skip
+        built = compile_many(jobs, machine, 2, lambda job, data: None)
+        library = Library([*(built[j.symbol] for j in jobs), compile_main(plan, machine)])
+        copies = max(1, min(MOST_COPIES, COLD_BYTES // max(1, plan.weights_bytes)))
+        self.models = [CompiledModel(plan, library, pack_weights(placed, weights), target.threads)
+                       for _ in range(copies)]  # fmt: skip
 
     def run(self, rounds: int) -> dict[int, Any]:
         """Seconds of each candidate whose results agree, by its number: [rounds]."""
-        samples = {k: np.empty(rounds) for k in range(len(self.model.plan.steps))}
-        wanted: list[Any] = []
-        for index in range(-1, rounds):
+        samples = {number: np.empty(rounds) for number in self._agreeing()}
+        for index in range(rounds):
 
             def around(step: int, go: Callable[[], object], index: int = index) -> None:
-                if step not in samples:
-                    return
-                self.swept += 1
-                for array in self.warm:
-                    array.sum()
-                begin = time.perf_counter()
-                go()
-                if index >= 0:
+                if step in samples:
+                    begin = time.perf_counter()
+                    go()
                     samples[step][index] = time.perf_counter() - begin
 
-            if index < 0:
-                self._check(samples, wanted)
-            else:
-                self.model.run_steps(self.arrays, around)
+            self.models[index % len(self.models)].run_steps(self.arrays, around)
         return samples
 
-    def _check(self, samples: dict[int, Any], wanted: list[Any]) -> None:
-        """Leave out the candidates whose results differ from the first one's."""
-        for number in list(samples):
+    def _agreeing(self) -> list[int]:
+        """The candidates whose results are those of the first one."""
+        found, wanted = list[int](), list[Any]()
+        model = self.models[0]
+        for number in range(len(model.plan.steps)):
 
             def only(step: int, go: Callable[[], object], number: int = number) -> None:
                 if step == number:
                     go()
 
-            got = self.model.run_steps(self.arrays, only)
+            got = model.run_steps(self.arrays, only)
             wanted = wanted or list(got)
             pairs = zip(got, wanted, strict=True)
-            if not all(compare(np.asarray(a), np.asarray(b)).agrees for a, b in pairs):
-                del samples[number]
+            if all(compare(np.asarray(a), np.asarray(b)).agrees for a, b in pairs):
+                found.append(number)
+        return found
+
+
+def _is_one_of(array: Any, arrays: Sequence[Any]) -> bool:
+    return any(array is a for a in arrays)
 
 
 def _maker(target: Target, kernel: Node, over_pointers: Callable[[Any], Any]) -> Callable[[], Any]:
@@ -291,11 +313,9 @@ def _packed(
 ) -> tuple[Node, list[Any]]:
     """The kernel with a candidate's schedule, and its operands' arrays, packed."""
     b = Builder("race")
-    operands = [
-        b.constant(array, f"w{k}") if constant else b.input(ty)
-        for k, (array, constant, ty) in enumerate(
-            zip(data, task.constant, task.body.input_types, strict=True))
-    ]  # fmt: skip
+    types = task.body.input_types
+    inputs = {k: b.input(types[k]) for k, constant in enumerate(task.constant) if not constant}
+    operands = [inputs[k] if k in inputs else b.constant(a, f"w{k}") for k, a in enumerate(data)]
     attrs = Attrs(body=task.body, schedule="")
     node = Node("kernel", tuple(v.id for v in operands), attrs, task.body.output_types)
     made = b.add(node)

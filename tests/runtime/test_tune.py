@@ -28,14 +28,15 @@ X = RNG.standard_normal((9, 48), np.float32)
 
 
 def model() -> Graph:
-    """Two products of one shape, another of a second, and a kernel without a choice."""
+    """Two products of one shape, another with a residual, and a kernel without a choice."""
     b = Builder("model")
     x = b.input(TensorType(t.f32, (9, 48)), "x")
-    products = [
+    first, second, third = (
         b.emit("dot_general", x, b.constant(w, n), lhs_contract=(1,), rhs_contract=(0,))
-        for w, n in ((W, "a"), (W + 1, "b"), (W[:, :16], "c"))
-    ]
-    return b.finish([*products, b.emit("softmax", x, axis=1)])
+        for w, n in ((W, "a"), (W + 1, "b"), (W[:, :40:2], "c"))
+    )
+    part = b.emit("slice", x, start=(0, 0), step=(1, 2), size=(9, 20))
+    return b.finish([first, second, third + b.emit("tanh", part), b.emit("softmax", x, axis=1)])
 
 
 @pytest.fixture
@@ -120,12 +121,13 @@ def test_the_first_candidate_stays_unless_another_is_faster_beyond_doubt() -> No
 def test_a_candidate_with_another_result_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     task = tune.tasks(model(), TARGET)[0]
     race = tune.Race(task, TARGET)
-    run_steps = race.model.run_steps
+    raced = race.models[0]
+    run_steps = raced.run_steps
 
     def spoiled(arrays: Any, around: Any) -> Any:
         seen: list[int] = []
         outputs = run_steps(arrays, lambda k, go: around(k, lambda: (seen.append(k), go())))
         return tuple(out + (seen == [1]) for out in outputs)
 
-    monkeypatch.setattr(race.model, "run_steps", spoiled)
+    monkeypatch.setattr(raced, "run_steps", spoiled)
     assert sorted(race.run(1)) == [k for k in range(len(task.candidates)) if k != 1]
