@@ -8,6 +8,7 @@ ordinary settings: no gradients, frozen weights, the same number of threads. A b
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -86,12 +87,15 @@ def onnxruntime(model: nn.Module, args: tuple[Tensor, ...], threads: int) -> Cal
 
 
 def _onnx(model: nn.Module, args: tuple[Tensor, ...], folder: Path) -> Path:
-    """The model as an ONNX file, by torch's older exporter where the newer one fails."""
+    """The model as an ONNX file, by torch's older exporter where the newer one fails.
+
+    The older one leaves traces in what it exports: it gets a copy.
+    """
     path = folder / "model.onnx"
     try:
         torch.onnx.export(model, args, path, dynamo=True, verbose=False)
     except torch.onnx.errors.OnnxExporterError:
-        torch.onnx.export(model, args, path, dynamo=False)
+        torch.onnx.export(copy.deepcopy(model), args, path, dynamo=False)
     return path
 
 

@@ -485,7 +485,8 @@ def efficientnet_b0() -> ZooEntry:
                                 image_size=224, dropout_rate=0.2)  # fmt: skip
     config.num_labels = CLASSES
     inner = EfficientNetForImageClassification(config)
-    inner.efficientnet.pooler = nn.AdaptiveAvgPool2d(1)  # in place of a 1280 x 1280 window
+    # In place of a window of 1280 x 1280.
+    inner.efficientnet.add_module("pooler", nn.AdaptiveAvgPool2d(1))
     model = Fields(inner, ("pixel_values",), "logits")
     return random_entry(model, (image(1, 3, 224, 224),))
 

@@ -26,7 +26,7 @@ from plait.codegen.tvm.image import (
     place,
     vectorized,
 )
-from plait.codegen.tvm.loops import loop, sequence
+from plait.codegen.tvm.loops import Ahead, loop, sequence
 from plait.codegen.tvm.scalars import const
 from plait.ir.graph import Graph
 from plait.passes.select import Selection
@@ -56,6 +56,8 @@ class ConvNest:
         weight = source_input(windowed.body, windowed.node.operands[1])
         self.weight = self.frame.inputs[weight].buffer
         self.vectors = lanes_of(tile.nr)
+        self.ahead = Ahead(self.weight, self.shape.groups * self.panels, self.shape.taps, tile.nr,
+                           self.tiles)  # fmt: skip
         self.acc: Any = None
 
     def build(self) -> Any:
@@ -77,7 +79,7 @@ class ConvNest:
         return sequence([
             tirx.AllocBuffer(self.acc),
             self._each(lambda cell, m, lane: tirx.BufferStore(self.acc, zero, [cell])),
-            self._sum(panel, first),
+            self._sum(panel, at),
             *self._finish(panel, first),
         ])  # fmt: skip
 
@@ -93,9 +95,11 @@ class ConvNest:
 
         return loop(self.tile.mr, row, UNROLLED, "m")
 
-    def _sum(self, panel: PrimExpr, first: PrimExpr) -> Stmt:
+    def _sum(self, panel: PrimExpr, tile: PrimExpr) -> Stmt:
         """Add all taps; rows beyond the last position repeat it, so that nothing is tested."""
         window, inputs, nr = self.window, self.shape.inputs, self.tile.nr
+        first = tile * self.tile.mr
+        asks = self.tile.order == "oc" and self.ahead.worthwhile
         ragged = window.positions % self.tile.mr != 0
         group = tirx.floordiv(panel, self.panels) * inputs if self.shape.groups > 1 else ZERO
 
@@ -104,13 +108,15 @@ class ConvNest:
 
         def step(r: PrimExpr, s: PrimExpr, c: PrimExpr) -> Stmt:
             tap = self.image.tap(r, s, group + c)
-            at = (((panel * window.kh + r) * window.kw + s) * inputs + c) * nr
+            number = (r * window.kw + s) * inputs + c
+            at = (panel * self.shape.taps + number) * nr
 
             def add(cell: PrimExpr, m: PrimExpr, lane: PrimExpr) -> Stmt:
                 term = self.image.buffer[self.image.at(row(m)) + tap] * self.weight[at + lane]
                 return tirx.BufferStore(self.acc, self.acc[cell] + term, [cell])
 
-            return self._each(add)
+            ask = self.ahead.ask(panel, tile, number) if asks else None
+            return sequence([ask, self._each(add)])
 
         def columns(r: PrimExpr) -> Stmt:
             return loop(window.kw, lambda s: loop(inputs, lambda c: step(r, s, c), None, "ic"),

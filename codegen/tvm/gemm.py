@@ -16,7 +16,9 @@ import tvm_ffi
 from tvm import s_tir, te, tirx
 
 from plait.codegen.tiles import LANES, GemmShape, Tile, ceil_div
+from plait.codegen.tvm.loops import Ahead
 
+REDUCED = "k"  # the loop of the reduction
 HEAVY_EPILOGUE = 24  # expression nodes from which an unrolled epilogue is too much code
 
 Rhs = Literal["packed", "rows", "any"]
@@ -32,6 +34,7 @@ class Gemm:
     "rows": (batch, k, column), contiguous along columns, read in place if whole panels fit;
     "any": (batch, k, column), packed by the kernel panel by panel if that pays.
     epilogue(sum, (batch, row, column)): may read operands at any index made from the element's own.
+    packed: the operand that holds the panels, if `rhs` is "packed".
     out_map: maps (batch, row, column) to the indices of an output of another layout.
     """
 
@@ -42,6 +45,7 @@ class Gemm:
     b_load: Callable[..., Any]
     epilogue: Callable[[Any, tuple[Any, Any, Any]], Any]
     rhs: Rhs = "packed"
+    packed: int | None = None
     out_map: Callable[..., list[Any]] | None = None
 
     @property
@@ -73,6 +77,8 @@ def schedule_gemm(gemm: Gemm) -> Any:
     if gemm.out_map is not None:
         sch.transform_layout(sch.get_sblock("out"), ("write", 0), gemm.out_map)
     func = sch.mod["main"]
+    if gemm.packed is not None and gemm.tile.outer == "n":
+        func = func.with_body(_asking_ahead(func, gemm))
     if gemm.ragged_rows or gemm.ragged_columns:
         func = func.with_body(_guard_stores(func.body, gemm))
     return func
@@ -92,7 +98,7 @@ def _normalized(gemm: Gemm) -> Gemm:
 def _compute(gemm: Gemm) -> tuple[Any, bool]:
     """The output tensor, and whether its epilogue reads the tile from memory."""
     m, n, k, mr, nr = gemm.shape.m, gemm.shape.n, gemm.shape.k, gemm.tile.mr, gemm.tile.nr
-    axis = te.reduce_axis((0, k), name="k")
+    axis = te.reduce_axis((0, k), name=REDUCED)
     rhs = _rhs_load(gemm)
 
     def row(tile: Any, lane: Any) -> Any:
@@ -185,6 +191,25 @@ def _vectorize_tile(sch: Any, block: Any, unroll: bool) -> None:
         sch.unroll(vectors)
     else:
         sch.fuse(rows, vectors)
+
+
+def _asking_ahead(func: Any, gemm: Gemm) -> Any:
+    """The body with a request for the next panel of B in every step of the reduction."""
+    ahead = Ahead(func.params[gemm.packed], gemm.panels, gemm.shape.k, gemm.tile.nr, gemm.row_tiles)
+    if not ahead.worthwhile:
+        return func.body
+    loops: list[Any] = []
+    tvm_ffi.structural_walk(func.body, (tirx.For, lambda found: loops.append(found)), order="pre")
+    tile = loops[0].loop_var  # the outermost loop: panels, and row tiles in each
+
+    def asking(loop: Any) -> Any:
+        if loop.loop_var.name != REDUCED:
+            return loop
+        panel, row = tirx.floordiv(tile, gemm.row_tiles), tirx.floormod(tile, gemm.row_tiles)
+        body = tirx.SeqStmt([ahead.ask(panel, row, loop.loop_var), loop.body])
+        return tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, body)
+
+    return tvm_ffi.structural_map(func.body, (tirx.For, asking))
 
 
 def _guard_stores(body: Any, gemm: Gemm) -> Any:

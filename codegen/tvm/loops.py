@@ -11,6 +11,7 @@ from typing import Any
 from tvm import tirx
 
 from plait.codegen import tiles
+from plait.codegen.tiles import L2_BYTES, ceil_div
 from plait.codegen.tvm.scalars import FUNCTIONS, const, dtype_of, tir_dtype
 from plait.ir import types as t
 from plait.ir.dims import Dim
@@ -155,3 +156,39 @@ def combine(kind: str, dtype: t.DType, a: PrimExpr, b: PrimExpr) -> PrimExpr:
     """One step of a reduction; `a` is the accumulator."""
     name = {"sum": "add", "prod": "mul", "max": "max", "min": "min"}[kind]
     return FUNCTIONS[name](dtype, a, b)
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """Asks for the next block of weights while one is in use.
+
+    A block is read by `parts` passes of `steps` steps, `width` elements each; the first pass would
+    wait for memory.  Here every step of every pass asks for its share of the next block instead,
+    so that memory is read evenly.
+    """
+
+    buffer: Any
+    blocks: int
+    steps: int
+    width: int
+    parts: int
+
+    @property
+    def worthwhile(self) -> bool:
+        """Whether the weights are too many to stay in L2, and read more than once."""
+        return self.parts > 1 and 4 * self.blocks * self.steps * self.width > L2_BYTES // 2
+
+    def at(self, block: PrimExpr, part: PrimExpr, step: PrimExpr) -> PrimExpr:
+        """The element to ask for; in the last block, one of its own."""
+        share = ceil_div(self.width, self.parts)
+        size = self.steps * self.width
+        start = tirx.min(part * (self.steps * share), self.steps * (self.width - share))
+        return tirx.min(block + 1, self.blocks - 1) * size + start + step * share
+
+    def ask(self, block: PrimExpr, part: PrimExpr, step: PrimExpr) -> Stmt:
+        """Ask for the line of an element."""
+        line = tirx.address_of(self.buffer[self.at(block, part, step)])
+        read, in_l2, data = (const(n, "int32") for n in (0, 2, 1))
+        return tirx.Evaluate(
+            tirx.call_llvm_intrin("void", "llvm.prefetch", line, read, in_l2, data)
+        )

@@ -151,7 +151,8 @@ def build(body: Graph, schedule: Schedule) -> Any:
     rhs = schedule.parameters["rhs"]
     operands = [_operand(i.type, f"x{k}") for k, i in enumerate(body.inputs)]
     access = Access(body, flat_reads(operands))
-    panels = operands[source_input(body, node.operands[1])].buffer if rhs == "packed" else None
+    packed = source_input(body, node.operands[1]) if rhs == "packed" else None
+    panels = None if packed is None else operands[packed].buffer
 
     def a_load(b: PrimExpr, i: PrimExpr, k: PrimExpr) -> PrimExpr:
         return access.element(node.operands[0], product.lhs_index(b, i, _variable(k)))
@@ -168,7 +169,7 @@ def build(body: Graph, schedule: Schedule) -> Any:
 
     out = body.output_types[0]
     gemm = Gemm(shape, tile, [x.buffer for x in operands], a_load, b_load, epilogue,
-                rhs if rhs in ("packed", "rows") else "any", _out_map(product, out))  # type: ignore[arg-type]  # fmt: skip
+                rhs if rhs in ("packed", "rows") else "any", packed, _out_map(product, out))  # type: ignore[arg-type]  # fmt: skip
     return schedule_gemm(gemm)
 
 

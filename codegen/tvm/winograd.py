@@ -19,7 +19,7 @@ from plait.codegen.tiles import LANES, ceil_div
 from plait.codegen.tvm.access import source_input
 from plait.codegen.tvm.conv import conv_shape
 from plait.codegen.tvm.image import UNROLLED, ZERO, Frame, Windowed, lanes_of, vectorized
-from plait.codegen.tvm.loops import loop, sequence
+from plait.codegen.tvm.loops import Ahead, loop, sequence
 from plait.codegen.tvm.scalars import const
 from plait.codegen.winograd import (
     PAD,
@@ -108,6 +108,7 @@ class WinogradNest:
         weight = source_input(windowed.body, windowed.node.operands[1])
         self.weight = self.frame.inputs[weight].buffer
         self.matrices = filtering(tile.m)
+        self.ahead = Ahead(self.weight, self.panels * tile.planes, self.inputs, tile.nr, tile.group)
         self.plane = tile.mr * self.inputs + PAD  # floats between planes of data
         size = tile.block // tile.mr * tile.planes * self.plane
         self.data = tirx.decl_buffer((size,), "float32", name="planes")
@@ -228,7 +229,8 @@ class WinogradNest:
     def _plane(self, made: Any, stride: int, x: PrimExpr, panel: PrimExpr, group: PrimExpr) -> Stmt:
         """The products of a group of tiles with a panel in one plane."""
         tile, inputs = self.tile, self.inputs
-        weights = (panel * tile.planes + x) * (inputs * tile.nr)
+        block = panel * tile.planes + x
+        weights = block * (inputs * tile.nr)
 
         def register_tile(r: PrimExpr) -> Stmt:
             acc = tirx.decl_buffer((tile.mr * tile.nr,), "float32", name="acc")
@@ -244,7 +246,9 @@ class WinogradNest:
             return sequence([
                 tirx.AllocBuffer(acc),
                 self._cells(lambda m, v: tirx.BufferStore(acc, zero, [m * tile.nr + v])),
-                loop(inputs, lambda c: self._cells(lambda m, v: add(c, m, v)), None, "ic"),
+                loop(inputs, lambda c: sequence([
+                    self.ahead.ask(block, r, c) if self.ahead.worthwhile else None,
+                    self._cells(lambda m, v: add(c, m, v))]), None, "ic"),
                 self._cells(lambda m, v: tirx.BufferStore(
                     made, acc[m * tile.nr + v], [to + m * tile.nr + v])),
             ])  # fmt: skip

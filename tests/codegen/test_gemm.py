@@ -14,6 +14,7 @@ from plait.codegen.plan import Call, ModulePlan, PointerArg, TensorSpec
 from plait.codegen.tiles import GemmShape, Tile, ceil_div, choose_tile
 from plait.codegen.tvm.build import assembly, compile_kernel, host_target
 from plait.codegen.tvm.gemm import Gemm, schedule_gemm
+from plait.codegen.tvm.loops import Ahead
 from plait.codegen.tvm.main_func import compile_main
 from plait.codegen.tvm.pointers import over_pointers
 from plait.runtime.executor import CompiledModel
@@ -175,3 +176,26 @@ def test_accumulators_stay_in_registers() -> None:
     loop = lines[fused[0] : fused[11]]
     assert not any("vmov" in line and line.rstrip().endswith(")") for line in loop)
     assert "AllocWorkspace" not in text
+
+
+@pytest.mark.parametrize(("width", "parts"), [(16, 2), (24, 5), (16, 40)])
+def test_all_of_the_next_panel_is_asked_for_and_nothing_beyond_the_last(
+    width: int, parts: int
+) -> None:
+    steps, blocks = 50, 3
+    ahead = Ahead(None, blocks, steps, width, parts)
+    size, line = steps * width, 16
+    for block in range(blocks):
+        asked = {int(ahead.at(tirx.const(block, "int32"), tirx.const(part, "int32"),
+                              tirx.const(step, "int32")))
+                 for part in range(parts) for step in range(steps)}  # fmt: skip
+        first = min(block + 1, blocks - 1) * size
+        assert min(asked) == first
+        assert max(asked) < blocks * size
+        assert {at // line for at in asked} >= {k // line for k in range(first, first + size)}
+
+
+def test_panels_that_stay_in_the_cache_are_not_asked_for() -> None:
+    assert Ahead(None, 32, 768, 24, 16).worthwhile
+    assert not Ahead(None, 32, 768, 24, 1).worthwhile
+    assert not Ahead(None, 2, 64, 24, 16).worthwhile

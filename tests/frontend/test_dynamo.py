@@ -360,9 +360,11 @@ def test_freeze_always_looks_at_identity_alone() -> None:
     with torch.no_grad():
         first = model(x)
         same(f(x), first)
-        model[0].weight.mul_(2)
+        linear = model[0]
+        assert isinstance(linear, nn.Linear)
+        linear.weight.mul_(2)
         same(f(x), first)
-        model[0].weight = nn.Parameter(torch.randn(4, 6))
+        linear.weight = nn.Parameter(torch.randn(4, 6))
         same(f(x), model(x))
 
 
