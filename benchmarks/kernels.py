@@ -1,9 +1,13 @@
 """Speed of the kernels of products and convolutions, on the shapes of well-known networks.
 
-    python -m benchmarks.kernels [NAME ...] [--threads 1 2] [--seconds S]
+    python -m benchmarks.kernels [NAME ...] [--threads 1 2] [--seconds S] [--bars]
 
 Prints GFLOP/s for each number of threads: the best of many runs of the kernel alone, float32, with
 a bias and a relu fused in; data is channels-last and warm.  NAME selects shapes that contain it.
+
+With `--bars` large products and convolutions are held to the machine's peak, that of numpy's
+product: one thread to 90 % of it, two to 1.8 times one, filtered convolutions to more than the
+peak.  The exit code is 1 if one is missed.
 """
 
 from __future__ import annotations
@@ -11,17 +15,21 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
+from benchmarks.report import report
 from plait.ir import types as t
 from plait.ir.builder import Builder, Value
 from plait.ir.graph import Graph
 from plait.ir.types import TensorType
+from plait.runtime.ceilings import measure_ceilings
 from plait.runtime.compiler import compile_graph
+
+MANY_CHANNELS = 64
 
 
 class Shape(Protocol):
@@ -55,6 +63,11 @@ class Conv:
     @property
     def low(self) -> int:
         return (self.k - 1) // 2 if self.stride < self.k else 0
+
+    @property
+    def dense(self) -> bool:
+        """Whether the inner loop runs over many channels, as the bars are meant for."""
+        return self.groups == 1 and min(self.c, self.oc) >= MANY_CHANNELS
 
     @property
     def out(self) -> int:
@@ -144,13 +157,32 @@ def measure(graph: Graph, threads: int, seconds: float) -> tuple[str, float]:
     return module.kernels[slowest].schedule, best[slowest]
 
 
+LARGE_FLOPS = 20e6  # what takes less is bound by its start and its end
+ONE_THREAD, SECOND_THREAD = 90.0, 1.8  # percent of the peak; times one thread
+
+
+def bars(name: str, shape: Shape, schedule: str, speeds: Mapping[int, float], peak: float) -> bool:
+    """Hold a kernel's GFLOP/s, by threads, to the peak of one thread; whether all bars hold."""
+    percent = 100 * speeds[1] / peak
+    if shape.flops < LARGE_FLOPS or (isinstance(shape, Conv) and not shape.dense):
+        return True
+    if schedule.startswith("winograd"):
+        return report(f"{name}: effective, of the peak", percent, 100, "%", "at least")
+    gain = speeds[2] / speeds[1]
+    alone = report(f"{name}: of the peak", percent, ONE_THREAD, "%", "at least")
+    return report(f"{name}: by a second thread", gain, SECOND_THREAD, "x", "at least") and alone
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("names", nargs="*", help="shapes whose name contains one of these")
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--seconds", type=float, default=0.5, help="for each measurement")
+    parser.add_argument("--bars", action="store_true", help="hold large kernels to the peak")
     given = parser.parse_args(arguments)
+    peak = measure_ceilings(1).flops_per_second / 1e9 if given.bars else 0.0
+    held = True
     head = "".join(f"{f'{n} thread' + 's' * (n > 1):>12}" for n in given.threads)
     print(f"{'GFLOP/s':26}{head}  schedule")
     for name, shape in SHAPES.items():
@@ -160,6 +192,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found = [measure(graph, threads, given.seconds) for threads in given.threads]
         speeds = "".join(f"{shape.flops / seconds / 1e9:12.1f}" for _, seconds in found)
         print(f"{name:26}{speeds}  {found[-1][0]}", flush=True)
+        if given.bars:
+            times = zip(given.threads, (seconds for _, seconds in found), strict=True)
+            by_threads = {n: shape.flops / seconds / 1e9 for n, seconds in times}
+            held &= bars(name, shape, found[0][0], by_threads, peak)
+    raise SystemExit(0 if held else 1)
 
 
 if __name__ == "__main__":
