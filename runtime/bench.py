@@ -2,8 +2,9 @@
 
 Two programs measured minutes apart are not comparable on a shared machine. Here every round times
 each candidate once, in an order that rotates, so that drift and neighbours hit all of them alike;
-before each sample there is a pause and one call that is not timed;
-speeds are reported as medians and as ratios to a baseline with a bootstrap interval over rounds.
+before each sample there is a pause and then calls that are not timed, until the threads that the
+last candidate left spinning are asleep; speeds are reported as medians and as ratios to a baseline
+with a bootstrap interval over rounds.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 MIN_SAMPLE_SECONDS = 2e-3  # one sample repeats a fast call until it takes at least this long
 SETTLE_SECONDS = 0.02
+WARM_SECONDS = 0.04  # a spinning thread takes turns of 8 ms with another on its CPU
 BOOTSTRAP_DRAWS = 2000
 INTERVAL = (2.5, 97.5)
 
@@ -70,9 +72,8 @@ def compare(
         progress(f"round {index + 1} of {rounds}")
         shift = index % len(names)
         for name in names[shift:] + names[:shift]:
-            # Threads that the last candidate left spinning go to sleep; caches fill again.
             time.sleep(SETTLE_SECONDS)
-            candidates[name]()
+            _warm(candidates[name])
             samples[name][index] = _seconds(candidates[name], repeats[name])
     return Comparison(samples)
 
@@ -84,8 +85,17 @@ def _seconds(call: Callable[[], object], repeats: int) -> float:
     return (time.perf_counter() - start) / repeats
 
 
+def _warm(call: Callable[[], object]) -> None:
+    """Call at least once, and for `WARM_SECONDS`."""
+    end = time.perf_counter() + WARM_SECONDS
+    call()
+    while time.perf_counter() < end:
+        call()
+
+
 def _repeats(call: Callable[[], object], warmup: int) -> int:
     """How many calls make one sample long enough for the clock and the scheduler's noise."""
     for _ in range(max(warmup, 1)):
         call()
+    _warm(call)
     return max(1, int(np.ceil(MIN_SAMPLE_SECONDS / max(_seconds(call, 1), 1e-9))))

@@ -12,6 +12,7 @@ from plait.runtime import bench
 
 def test_candidates_are_interleaved(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "MIN_SAMPLE_SECONDS", 0.0)
+    monkeypatch.setattr(bench, "WARM_SECONDS", 0.0)
     calls: list[str] = []
     pair = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
     result = bench.compare(pair, rounds=4, warmup=1)
