@@ -59,9 +59,11 @@ golden: $(STAMP)  ## Accept the present output as the golden files; review the d
 
 bench: $(BENCH_STAMP)  ## The speed suite against eager, Inductor and others; fills the table in README.md
 	$(BIN)/python -m benchmarks.suite --write-readme
+	$(BIN)/python -m benchmarks.suite --batch 8 --rounds 7 --write-readme
 
 bars: $(STAMP)  ## Compile times, launch overhead and arenas, each beside its bar
 	$(BIN)/python -W ignore -m benchmarks.bars
+	$(BIN)/python -W ignore -m benchmarks.kernels resnet bert vit --bars
 
 matrix: $(STAMP)  ## Run torch's own operator tests through the compiler; writes docs/op_matrix.md
 	$(BIN)/python -W ignore -m benchmarks.op_matrix --workers $(WORKERS)
