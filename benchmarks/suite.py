@@ -206,13 +206,20 @@ def write_readme(text: str, batch: int) -> None:
     README.write_text(f"{before}{begin}\n{text}\n{end}{after}")
 
 
-def run(models: list[str], rounds: int, threads: int, batch: int) -> dict[str, Any]:
-    """Measure the models one after another, telling each result as it comes."""
+def run(
+    models: list[str],
+    rounds: int,
+    threads: int,
+    batch: int,
+    keep: Callable[[dict[str, Any]], object] = lambda results: None,
+) -> dict[str, Any]:
+    """Measure the models one after another, telling and keeping each result as it comes."""
     from dataclasses import asdict
 
     from plait.codegen.host import host
 
-    rows = []
+    rows: list[dict[str, Any]] = []
+    head = {"batch": batch, "rounds": rounds, "threads": threads, "host": asdict(host())}
     for name in models:
         print(f"{name}: ", end="", flush=True)
         row = measure_apart(name, rounds, threads, batch)
@@ -221,7 +228,7 @@ def run(models: list[str], rounds: int, threads: int, batch: int) -> dict[str, A
         print(f"{times or 'nothing measured'}; {_ratio(row)}", flush=True)
         for peer, reason in row["absent"].items():
             print(f"  without {peer}: {reason}", flush=True)
-    head = {"batch": batch, "rounds": rounds, "threads": threads, "host": asdict(host())}
+        keep({**head, "rows": rows})
     return {**head, "rows": rows}
 
 
@@ -246,11 +253,14 @@ def main() -> None:
         row = measure(name, given.rounds, given.threads, given.batch)
         Path(file).write_text(json.dumps(row))
         return
-    results = run(given.models.split(","), given.rounds, given.threads, given.batch)
     file = RESULTS / f"batch{given.batch}.json"
-    if given.update and file.exists():
-        results = updated(json.loads(file.read_text()), results)
-    file.write_text(json.dumps(results, indent=1) + "\n")
+    old = json.loads(file.read_text()) if given.update and file.exists() else {"rows": []}
+
+    def keep(new: dict[str, Any]) -> None:
+        file.write_text(json.dumps(updated(old, new), indent=1) + "\n")
+
+    run(given.models.split(","), given.rounds, given.threads, given.batch, keep)
+    results = json.loads(file.read_text())
     picture = f"speed_batch{given.batch}.svg"
     text = f"![Speed of Plait over its peers](docs/{picture})\n\n{table(results)}"
     print(f"\n{text}\n")
