@@ -5,7 +5,7 @@ Logical shapes are [N, C, H, W] or [N, C, W]; the latter is an image of width 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -17,13 +17,13 @@ from tvm import tirx
 from plait.codegen.conv_tiles import WindowShape, window_shape
 from plait.codegen.tvm.access import Access, flat_reads
 from plait.codegen.tvm.gemm import HEAVY_EPILOGUE
-from plait.codegen.tvm.loops import LANES, Flat, flat, loop, sequence, vector
+from plait.codegen.tvm.loops import LANES, Parameters, along, loop, sequence
 from plait.codegen.tvm.scalars import const
 from plait.ir import types as t
 from plait.ir.dims import is_static
 from plait.ir.graph import Graph, Node
 from plait.ir.layout import strides
-from plait.passes.fuse import ANCHORS
+from plait.passes.fuse import anchors
 
 PrimExpr = Any
 Stmt = Any
@@ -43,10 +43,10 @@ class Windowed:
     def find(body: Graph, *ops: str) -> Windowed | None:
         """The body's view if its only anchor is one of `ops`, in float32 and of static, non-empty
         shapes over one or two dimensions, and it has one output of the anchor's shape."""
-        anchors = [k for k, n in enumerate(body.nodes) if n.op in ANCHORS]
-        if len(anchors) != 1 or len(body.outputs) != 1 or body.nodes[anchors[0]].op not in ops:
+        found = anchors(body)
+        if len(found) != 1 or len(body.outputs) != 1 or body.nodes[found[0]].op not in ops:
             return None
-        node = body.nodes[anchors[0]]
+        node = body.nodes[found[0]]
         (made,) = node.types
         data = body.types[node.operands[0]]
         fits = (
@@ -57,7 +57,7 @@ class Windowed:
             and body.output_types[0].shape == made.shape
             and node.operands[0] < len(body.inputs)
         )
-        return Windowed(body, node, body.results(anchors[0])[0]) if fits else None
+        return Windowed(body, node, body.results(found[0])[0]) if fits else None
 
     @staticmethod
     def of(body: Graph, *ops: str) -> Windowed:
@@ -114,8 +114,9 @@ class Frame:
     def __init__(self, windowed: Windowed) -> None:
         body = windowed.body
         self.windowed = windowed
-        self.inputs = [flat(i.type, f"x{k}") for k, i in enumerate(body.inputs)]
-        self.output: Flat = flat(body.output_types[0], "y")
+        self.parameters = Parameters(body)
+        self.inputs = self.parameters.inputs
+        (self.output,) = self.parameters.outputs
         self.access = Access(body, flat_reads(self.inputs))
 
     @property
@@ -141,8 +142,7 @@ class Frame:
         return len(nodes) > HEAVY_EPILOGUE
 
     def function(self, stmts: Sequence[Stmt]) -> Any:
-        params = [f.buffer for f in (*self.inputs, self.output)]
-        return tirx.PrimFunc(params, sequence(stmts)).with_attr("s_tir", True)
+        return self.parameters.function(stmts)
 
 
 def place(shape: WindowShape, position: PrimExpr) -> tuple[PrimExpr, PrimExpr, PrimExpr]:
@@ -156,15 +156,6 @@ def place(shape: WindowShape, position: PrimExpr) -> tuple[PrimExpr, PrimExpr, P
     if oh == 1:
         return image, ZERO, at
     return image, tirx.floordiv(at, ow), tirx.floormod(at, ow)
-
-
-def span(n: int, stmt: Callable[[PrimExpr], Stmt]) -> Stmt:
-    """`stmt` at 0..n-1: vectors of 8, then single elements."""
-    whole, rest = divmod(n, LANES)
-    return sequence([
-        loop(whole, lambda j: vector(lambda v: stmt(j * LANES + v)), None, "j") if whole else None,
-        loop(rest, lambda v: stmt(whole * LANES + v), None, "tail") if rest else None,
-    ])  # fmt: skip
 
 
 class Image:
@@ -244,11 +235,11 @@ class Image:
             if count == 0:
                 return None
             zero, at = const(0.0, "float32"), base + begin * unit
-            return span(count * unit, lambda k: tirx.BufferStore(self.buffer, zero, [at + k]))
+            return along(count * unit, lambda k: tirx.BufferStore(self.buffer, zero, [at + k]))
 
         whole = sequence([
             fill(0, left),
-            span(kept * unit, lambda k: tirx.BufferStore(
+            along(kept * unit, lambda k: tirx.BufferStore(
                 self.buffer, self.source[source + first + k * step], [base + left * unit + k])),
             fill(left + kept, right),
         ])  # fmt: skip
