@@ -9,7 +9,7 @@ RUNTIME_STAMP := $(RUNTIME_VENV)/.plait-installed
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check format golden bench bars matrix clean
+.PHONY: help setup demo test test-all check format golden bench bars kernels matrix clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -63,6 +63,8 @@ bench: $(BENCH_STAMP)  ## The speed suite against eager, Inductor and others; fi
 
 bars: $(STAMP)  ## Compile times, launch overhead and arenas, each beside its bar
 	$(BIN)/python -W ignore -m benchmarks.bars
+
+kernels: $(STAMP)  ## Speed of large products and convolutions, held to the machine's peak
 	$(BIN)/python -W ignore -m benchmarks.kernels resnet bert vit --bars
 
 matrix: $(STAMP)  ## Run torch's own operator tests through the compiler; writes docs/op_matrix.md
