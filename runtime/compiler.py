@@ -42,6 +42,7 @@ from plait.runtime.artifact import Contents, TargetCode, write_artifact
 from plait.runtime.cache import KernelCache
 from plait.runtime.executor import CompiledModel
 from plait.runtime.loader import Library
+from plait.runtime.opening import open_tvm
 
 SELECTIONS, MACHINES = "selections", "machines"  # kinds of cache entries
 _MOVES = frozenset({"movement", "gather", "layout"})  # traits of ops that compute nothing
@@ -203,6 +204,7 @@ class _Kernels:
                 self.progress("kernels", done, len(nodes))
 
         if missing:
+            open_tvm()
             from plait.codegen.tvm.build import KernelJob, compile_many
 
             jobs = [KernelJob(s, self._maker(nodes[s])) for s in missing]
@@ -278,6 +280,7 @@ class Remembering:
         self, body: Graph, constant: tuple[bool, ...], record: tune.Record | None
     ) -> Selection:
         """The record's choice if the templates still offer it."""
+        open_tvm()  # templates import it
         space = [c.selection for c in self.target.candidates(body, constant)]
         return record.selection if record and record.selection in space else space[0]
 
@@ -289,6 +292,7 @@ def _machine(cpu: str, cache: KernelCache) -> CpuTarget:
     known = cache.get(key, MACHINES)
     if known is not None:
         return CpuTarget.from_json(json.loads(known))
+    open_tvm()
     from plait.codegen.tvm.build import named_target
 
     found = named_target(cpu)
@@ -297,6 +301,7 @@ def _machine(cpu: str, cache: KernelCache) -> CpuTarget:
 
 
 def _compile_main(plan: ModulePlan, machine: CpuTarget) -> bytes:
+    open_tvm()
     from plait.codegen.tvm.main_func import compile_main
 
     return compile_main(plan, machine)

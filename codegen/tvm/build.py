@@ -27,6 +27,10 @@ MACHINE = "x86_64"
 MAIN_OPT_LEVEL = 0  # a main is straight-line calls: at level 3 LLVM takes five times as long
 
 
+# An attribute of PrimFuncs that are loops over flat buffers already, and hold no blocks.
+FLAT = "plait.flat"
+# What TVM does to get there: half of a large kernel's compile time, and it would change nothing.
+_FLATTENING = ("s_tir.CompactBufferAllocation", "tirx.FlattenBuffer")
 _FINAL_CONVENTION = 1  # tvm.ir.CallingConv.C_PACKED_FUNC
 
 
@@ -133,7 +137,9 @@ def assembly(func: Any, symbol: str, target: CpuTarget) -> str:
 
 def _build(func: Any, target: CpuTarget, opt_level: int = 3) -> Any:
     # Storage rewriting would hoist scratch out of loops, to where its device has no name.
-    with tvm.transform.PassContext(config={"tirx.disable_storage_rewrite": True}):
+    config = {"tirx.disable_storage_rewrite": True}
+    skipped = list(_FLATTENING) if FLAT in func.attrs else []
+    with tvm.transform.PassContext(config=config, disabled_pass=skipped):
         return tirx.build(func, target=tvm_target(target, opt_level))
 
 

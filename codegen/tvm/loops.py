@@ -12,6 +12,7 @@ from tvm import tirx
 
 from plait.codegen import tiles
 from plait.codegen.tiles import L2_BYTES, ceil_div
+from plait.codegen.tvm.build import FLAT
 from plait.codegen.tvm.scalars import FUNCTIONS, const, dtype_of, tir_dtype
 from plait.ir import types as t
 from plait.ir.dims import Dim
@@ -116,7 +117,8 @@ class Parameters:
     def function(self, stmts: Sequence[Stmt]) -> Any:
         """The PrimFunc of a kernel: its parameters are the inputs, then the outputs."""
         buffers = [f.buffer for f in (*self.inputs, *self.outputs)]
-        return tirx.PrimFunc(buffers, sequence(stmts)).with_attr("s_tir", True)
+        func = tirx.PrimFunc(buffers, sequence(stmts)).with_attr("s_tir", True)
+        return func.with_attr(FLAT, True)
 
 
 def as_stored(value: PrimExpr, dtype: t.DType) -> PrimExpr:

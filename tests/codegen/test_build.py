@@ -12,6 +12,7 @@ from tvm.script import tirx as T
 from plait.codegen.cpu import host_features
 from plait.codegen.plan import Call, Copy, ModulePlan, PointerArg, TensorSpec
 from plait.codegen.tvm.build import (
+    FLAT,
     KernelJob,
     assembly,
     compile_kernel,
@@ -19,8 +20,13 @@ from plait.codegen.tvm.build import (
     host_target,
     named_target,
 )
+from plait.codegen.tvm.loopnest import build_nest
 from plait.codegen.tvm.main_func import compile_main
+from plait.codegen.tvm.pointers import over_pointers
+from plait.ir import types as t
+from plait.ir.builder import Builder
 from plait.ir.errors import CompileFailure, UnknownName
+from plait.ir.types import TensorType
 from plait.runtime.executor import CompiledModel
 from plait.runtime.loader import Library
 
@@ -98,6 +104,16 @@ def test_compiling_on_two_threads() -> None:
 def test_a_kernel_compiles_to_the_same_bytes() -> None:
     first, second = (compile_kernel(double(), "k_same", host_target()) for _ in range(2))
     assert first == second
+
+
+def test_passes_that_flat_kernels_skip_change_nothing() -> None:
+    b = Builder()
+    x, y = (b.input(TensorType(t.f32, (6, 29))) for _ in range(2))
+    func = over_pointers(build_nest(b.finish([b.emit("relu", x * y)])))
+    assert FLAT in func.attrs
+    both = (func, func.without_attr(FLAT))
+    lean, whole = (compile_kernel(f, "k_flat", host_target()) for f in both)
+    assert lean == whole
 
 
 def test_a_refused_kernel_is_named_with_its_script() -> None:

@@ -1,0 +1,60 @@
+"""TVM imported without what compiling for a CPU does not use: in a fifth of the time.
+
+`import tvm` looks for things that are not there, which is an error inside its libraries, and the
+first error of a process makes them read the symbols of every library that is loaded, torch's too.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from plait.runtime.loader import native, runtime_library
+
+EXTRA_LIBRARY = "libtvm_runtime_extra.so"
+_AUTOLOAD = "TVM_DEVICE_BACKEND_AUTOLOAD"
+
+
+def open_tvm() -> None:
+    """Import `tvm` without its device back ends, unless it is imported or told what to load.
+
+    A program that wants them imports `tvm` before, or calls `tvm.backend.loader.load`.
+    Raises `EnvironmentProblem` if its libraries are missing.
+    """
+    if "tvm" in sys.modules:
+        return
+    native()
+    extra = runtime_library().with_name(EXTRA_LIBRARY)
+    if extra.exists():  # it knows types that `import tvm` asks for before it opens it
+        ctypes.CDLL(str(extra))
+    with _without_back_ends(), _without_collection():
+        importlib.import_module("tvm")
+
+
+@contextmanager
+def _without_back_ends() -> Iterator[None]:
+    if _AUTOLOAD in os.environ:
+        yield
+        return
+    os.environ[_AUTOLOAD] = "0"
+    try:
+        yield
+    finally:
+        del os.environ[_AUTOLOAD]
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Nothing that an import makes is garbage, and torch's objects take long to walk."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
