@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +22,7 @@ from benchmarks.report import report
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 CALLS: Final = 3000
+LAUNCHES: Final = 100_000  # a call is only a microsecond or two
 
 
 def compile_seconds(name: str) -> dict[str, float]:
@@ -109,16 +110,55 @@ def _torch_seconds(model: Any, x: Any, backend: Any) -> float:
     return best(lambda: fast(x))
 
 
-def _kernel_seconds(model: Any, array: Any) -> float:
+def _kernel_seconds(model: Any, *arrays: Any) -> float:
     """Time inside the kernels of one run: a run of all steps less a run of none."""
+    frame, _outputs = _checked_frame(model, arrays)
+    whole = best(lambda: model._run(frame.address, 0, len(model.plan.steps)), LAUNCHES)
+    return whole - best(lambda: model._run(frame.address, 0, 0), LAUNCHES)
+
+
+def _checked_frame(model: Any, arrays: Sequence[Any]) -> tuple[Any, list[Any]]:
+    """A frame that points to the arrays and to new outputs, and those."""
     import numpy as np
 
+    from plait.codegen.frame import REFUSED
+
+    model(*arrays)  # sets the threads
     outputs = [np.empty(t.shape, t.numpy) for t in model.outputs]
-    arena = model._take_arena()
-    tensors = (array, *outputs, arena[0], model._weights_pointer)
-    model(array)  # sets the threads
-    whole = best(lambda: model._main(*tensors, 0, len(model.plan.steps)))
-    return whole - best(lambda: model._main(*tensors, 0, 0))
+    frame = model._take_frame()
+    if model._check(frame.address, *map(id, arrays), *map(id, outputs)) == REFUSED:
+        raise SystemExit("the arrays are not what the model takes")
+    return frame, outputs
+
+
+def launch_cost(_: str) -> dict[str, float]:
+    """Nanoseconds of the parts of a call with four inputs and one output, kernels left out."""
+    import numpy as np
+
+    from plait.ir import types as t
+    from plait.ir.builder import Builder
+    from plait.ir.types import TensorType
+    from plait.runtime.compiler import compile_graph
+    from plait.runtime.executor import _thread_state
+
+    b = Builder("sum")
+    v, w, x, y = (b.input(TensorType(t.f32, (4, 16))) for _ in range(4))
+    model = compile_graph(b.finish([v + w + x + y])).load(threads=2)
+    arrays = [np.ones((4, 16), np.float32) for _ in range(4)]
+    frame, outputs = _checked_frame(model, arrays)
+    whole = best(lambda: model(*arrays), LAUNCHES)
+    nothing = best(lambda: None, LAUNCHES)
+    parts = {
+        "outputs": lambda: [new() for new in model._new_outputs],
+        "checks and pointers": lambda: model._check(
+            frame.address, *map(id, arrays), *map(id, outputs)
+        ),
+        "threads": lambda: _thread_state.use(2, 0),
+        "call of no step": lambda: model._run(frame.address, 0, 0),
+    }
+    found = {name: best(part, LAUNCHES) - nothing for name, part in parts.items()}
+    found["above the kernels"] = whole - _kernel_seconds(model, *arrays)
+    return {name: seconds * 1e9 for name, seconds in found.items()}
 
 
 def memory(name: str) -> dict[str, float]:
@@ -135,6 +175,7 @@ def memory(name: str) -> dict[str, float]:
 MEASURES: Final[dict[str, Callable[[str], dict[str, float]]]] = {
     "compile": compile_seconds,
     "overhead": launch_overhead,
+    "launch": launch_cost,
     "memory": memory,
 }
 
@@ -175,8 +216,13 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             cold = apart("compile", name, Path(folder))
             warm = apart("compile", name, Path(folder))
-        held.append(report(f"{name}: compile after export, cold", cold["total"], 15, "s"))
+        held.append(report(f"{name}: compile after export, cold", cold["total"], 5, "s"))
         held.append(report(f"{name}: compile after export, cached", warm["total"], 1, "s"))
+    launch = apart("launch", "")
+    above = launch.pop("above the kernels")
+    for part, spent in launch.items():
+        print(f"{f'four inputs: {part}':<46} {spent:8.0f} ns")
+    held.append(report("four inputs: a call above its kernels", above / 1000, 2, "us"))
     cost = apart("overhead", "mlp")
     print(f"{'mlp: its kernels':<46} {cost['kernels']:8.2f} us")
     print(f"{'mlp: torch.compile around an empty backend':<46} {cost['dynamo']:8.2f} us")

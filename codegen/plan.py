@@ -107,6 +107,18 @@ class ModulePlan:
         digest = sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
         return f"main_{digest[:32]}"
 
+    @property
+    def steps_symbol(self) -> str:
+        return f"{self.main_symbol}_steps"
+
+    @property
+    def check_symbol(self) -> str:
+        return f"{self.main_symbol}_check"
+
+    @property
+    def run_symbol(self) -> str:
+        return f"{self.main_symbol}_run"
+
     def check(self) -> None:
         """Raise `PlanError` if a pointer leaves its space or a weight is misplaced."""
         for step in self.steps:

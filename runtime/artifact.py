@@ -40,7 +40,7 @@ from plait.runtime.alignedzip import AlignedZipWriter, Piece, read_directory
 from plait.runtime.executor import CompiledModel
 from plait.runtime.loader import Library
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had no functions to check arrays by
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 SAMPLES = "samples.safetensors"
@@ -307,6 +307,9 @@ def _read_manifest(path: Path, text: bytes) -> dict[str, Any]:
         raise CorruptArtifact(path=path, message=message) from error
     if found > FORMAT_VERSION:
         raise NewerArtifact(path=path, found=found, supported=FORMAT_VERSION)
+    if found < FORMAT_VERSION:
+        message = f"its format {found} is no longer read: compile the model again"
+        raise ArtifactError(path=path, message=message)
     for key, form in _FIELDS.items():
         if not isinstance(manifest.get(key), form):
             message = f"the manifest's field {key!r} is missing or malformed"

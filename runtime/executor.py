@@ -1,21 +1,23 @@
 """A compiled module as a Python callable: numpy in, numpy out.
 
-The call is optimistic: arguments go straight to the native `main`, which checks rank, shape, dtype
-and strides before it runs anything.  Only when it refuses does Python look at them, to bring them
-into the expected form where that is lossless in meaning (a view, a read-only array) or to say in
-one sentence what is wrong.
+The call is optimistic: native code compares the arrays with the plan, where they lie as Python
+objects, or as what they give by DLPack, before it runs anything.  Only when it refuses does Python
+look at them, to bring them into the expected form where that is lossless in meaning (a view, an
+unusual dtype object) or to say in one sentence what is wrong.
 """
 
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from plait.codegen import frame as f
 from plait.codegen.plan import ModulePlan, TensorSpec, aligned_empty
 from plait.ir.errors import InputMismatch, UsageError
 from plait.runtime.loader import Library, Threads, default_threads
@@ -24,6 +26,14 @@ Array = NDArray[Any]
 _ALIGN_FROM = 1 << 14  # bytes; aligning a smaller result costs more than its stores gain
 _thread_state = Threads()
 _running: list[None] = []  # one item for each run in flight, in any thread
+
+
+class _Frame(NamedTuple):
+    """The memory of a run in flight: what `plait.codegen.frame` describes, and the arena."""
+
+    address: int
+    words: Array
+    arena: Array
 
 
 class CompiledModel:
@@ -52,11 +62,15 @@ class CompiledModel:
                 f"{plan.name}: expected {plan.weights_bytes} bytes of weights, "
                 f"got {self._weights.nbytes}"
             )
-        self._weights_pointer = ctypes.c_void_p(address(self._weights))
         self._main = library.function(plan.main_symbol)
+        self._run = library.function(plan.run_symbol)
+        # It reads objects that another Python thread may change, so it keeps the lock.
+        self._check = library.function(plan.check_symbol, keep_lock=True)
         self._end = len(plan.steps)
-        self._arenas: list[tuple[ctypes.c_void_p, Array]] = []
-        self._specs = [(t.shape, t.numpy, t.nbytes) for t in plan.outputs]
+        # No array is what `check` wants where arrays lie otherwise in memory.
+        self._checked = len(plan.inputs) if arrays_lie_as_expected() else -1
+        self._frames: list[_Frame] = []
+        self._new_outputs = [_maker(t) for t in plan.outputs]
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -71,7 +85,19 @@ class CompiledModel:
 
         Raises `InputMismatch` naming the input whose dtype or shape is not the expected one.
         """
-        results = [_new_output(*spec) for spec in self._specs]
+        results = [new() for new in self._new_outputs]
+        if len(arrays) == self._checked:
+            frame = self._take_frame()
+            _running.append(None)
+            try:
+                cpu = self._check(frame.address, *map(id, arrays), *map(id, results))
+                if cpu != f.REFUSED:
+                    _thread_state.use(self.threads if len(_running) == 1 else 1, cpu)
+                    self._run(frame.address, 0, self._end)
+                    return tuple(results)
+            finally:
+                _running.pop()
+                self._frames.append(frame)
         self.run_into(arrays, results)
         return tuple(results)
 
@@ -92,20 +118,20 @@ class CompiledModel:
 
         With arrays kept from call to call as `tvm_ffi` tensors this is the cheapest way to run.
         """
-        arena = self._take_arena()
+        frame = self._take_frame()
         _running.append(None)
         try:
             _thread_state.use(self.threads if len(_running) == 1 else 1)
             try:
-                self._main(*inputs, *outputs, arena[0], self._weights_pointer, 0, self._end)
+                self._main(*inputs, *outputs, frame.address, 0, self._end)
             except Exception:
                 # `main` refuses before it writes anything, so it may be called again.
                 again = self._normalised(inputs)
                 self._check_outputs(outputs)
-                self._main(*again, *outputs, arena[0], self._weights_pointer, 0, self._end)
+                self._main(*again, *outputs, frame.address, 0, self._end)
         finally:
             _running.pop()
-            self._arenas.append(arena)
+            self._frames.append(frame)
 
     def run_steps(
         self, inputs: Sequence[Array], around: Callable[[int, Callable[[], object]], None]
@@ -115,27 +141,35 @@ class CompiledModel:
         It may time it: a step run this way costs a microsecond more than inside a whole run.
         """
         arrays = self._normalised(inputs)
-        results = [_new_output(*spec) for spec in self._specs]
-        arena = self._take_arena()
+        results = [new() for new in self._new_outputs]
+        frame = self._take_frame()
         _thread_state.use(self.threads)
         try:
-            tensors = (*arrays, *results, arena[0], self._weights_pointer)
             for i in range(self._end):
-                around(i, partial(self._main, *tensors, i, i + 1))
+                around(i, partial(self._main, *arrays, *results, frame.address, i, i + 1))
         finally:
-            self._arenas.append(arena)
+            self._frames.append(frame)
         return tuple(results)
 
     def release_memory(self) -> None:
         """Give back the arenas that no run is using."""
-        self._arenas.clear()
+        self._frames.clear()
 
-    def _take_arena(self) -> tuple[ctypes.c_void_p, Array]:
+    def _take_frame(self) -> _Frame:
         try:
-            return self._arenas.pop()
+            return self._frames.pop()
         except IndexError:
-            memory = aligned_empty(self.plan.arena_bytes)
-            return ctypes.c_void_p(address(memory)), memory
+            return self._new_frame()
+
+    def _new_frame(self) -> _Frame:
+        arena = aligned_empty(self.plan.arena_bytes)
+        specs = [*self.plan.inputs, *self.plan.outputs]
+        layout = f.Frame(len(specs))
+        words = np.zeros(layout.size, np.int64)
+        words[layout.arena], words[layout.weights] = address(arena), address(self._weights)
+        words[layout.type] = id(np.ndarray)
+        words[layout.dtypes :] = [id(spec.numpy) for spec in specs]
+        return _Frame(address(words), words, arena)
 
     def _normalised(self, inputs: Sequence[Any]) -> list[Array]:
         """The inputs as dense, writable arrays; raises `InputMismatch` at the first wrong one."""
@@ -158,15 +192,35 @@ class CompiledModel:
                 raise UsageError(f"output {spec.name!r}: expected a dense, writable array")
 
 
+@cache
+def arrays_lie_as_expected() -> bool:
+    """Whether this Python and this numpy keep arrays where `plait.codegen.frame` says.
+
+    Numpy's part is its stable binary interface; the header of an object is longer in some builds of
+    CPython, and an object's `id` is its address in CPython alone.
+    """
+    if sys.implementation.name != "cpython" or object.__basicsize__ != f.TYPE * 8 + 8:
+        return False
+    array = np.zeros((2, 3), np.float32)
+    words = (ctypes.c_int64 * (f.FLAGS + 1)).from_address(id(array))
+    shape = (ctypes.c_int64 * 2).from_address(words[f.DIMENSIONS])
+    low = 0xFFFFFFFF
+    found = (words[f.TYPE], words[f.DATA], words[f.RANK] & low, words[f.DTYPE])
+    wanted = (id(np.ndarray), address(array), 2, id(np.dtype(np.float32)))
+    flags = words[f.FLAGS] & low
+    return found == wanted and tuple(shape) == (2, 3) and flags == array.flags.num
+
+
 def address(array: Array) -> int:
     """Where the array's data starts."""
     return int(array.ctypes.data)
 
 
-def _new_output(shape: tuple[int, ...], dtype: np.dtype[Any], nbytes: int) -> Array:
-    if nbytes < _ALIGN_FROM:
-        return np.empty(shape, dtype)
-    return aligned_empty(nbytes).view(dtype).reshape(shape)
+def _maker(spec: TensorSpec) -> Callable[[], Array]:
+    """What makes an output."""
+    if spec.nbytes < _ALIGN_FROM:
+        return partial(np.empty, spec.shape, spec.numpy)
+    return lambda: aligned_empty(spec.nbytes).view(spec.numpy).reshape(spec.shape)
 
 
 def _normalise(spec: TensorSpec, value: Any) -> Array:

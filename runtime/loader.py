@@ -65,16 +65,19 @@ class Library:
         except (RuntimeError, ValueError) as error:
             raise _not_linked("object code", error) from error
 
-    def function(self, symbol: str) -> Callable[..., Any]:
+    def function(self, symbol: str, keep_lock: bool = False) -> Callable[..., Any]:
         """The function exported as `symbol`; raises `ArtifactError` if it cannot be linked.
 
-        Pointers are passed as `ctypes.c_void_p`, tensors as anything that speaks DLPack.
+        Pointers are passed as `ctypes.c_void_p`, tensors as anything that speaks DLPack.  Calls let
+        go of Python's global lock unless `keep_lock`.
         """
         try:
-            function: Callable[..., Any] = self._module.get_function(symbol)
+            function: Any = self._module.get_function(symbol)
+            function.release_gil = not keep_lock
         except (AttributeError, RuntimeError, ValueError) as error:
             raise _not_linked(symbol, error) from error
-        return function
+        checked: Callable[..., Any] = function
+        return checked
 
 
 class Threads(threading.local):
@@ -95,11 +98,14 @@ class Threads(threading.local):
         self._cpus: list[int] = []
         self._workers: frozenset[int] = frozenset()
 
-    def use(self, count: int) -> None:
-        """Make parallel loops started by the calling thread use `count` threads (1: none)."""
+    def use(self, count: int, cpu: int | None = None) -> None:
+        """Make parallel loops started by the calling thread use `count` threads (1: none).
+
+        `cpu` is the one that the thread runs on, if the caller knows.
+        """
         if count != self.count:
             self._switch(count)
-        if count > 1 and native().current_cpu() in self._workers:
+        if count > 1 and (native().current_cpu() if cpu is None else cpu) in self._workers:
             self._move()
 
     def _move(self) -> None:

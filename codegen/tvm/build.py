@@ -9,7 +9,7 @@ wrapper, which takes 12 ms more to compile and which a module can call from one 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -76,7 +76,7 @@ def tvm_target(target: CpuTarget, opt_level: int = 3) -> Any:
 
 def compile_kernel(func: Any, symbol: str, target: CpuTarget) -> bytes:
     """The ELF object of a kernel, exported as the C function `symbol`."""
-    return compile_object(as_c_function(func), symbol, target)
+    return compile_object({symbol: as_c_function(func)}, target)
 
 
 def as_c_function(func: Any) -> Any:
@@ -84,12 +84,12 @@ def as_c_function(func: Any) -> Any:
     return func.with_attr("calling_conv", _FINAL_CONVENTION)
 
 
-def compile_object(func: Any, symbol: str, target: CpuTarget, opt_level: int = 3) -> bytes:
-    """The ELF object of one PrimFunc, exported as `symbol` (packed unless marked otherwise).
+def compile_object(functions: Mapping[str, Any], target: CpuTarget, opt_level: int = 3) -> bytes:
+    """The ELF object of PrimFuncs by the symbols to export (packed unless marked otherwise).
 
-    Raises `CompileFailure`, with the TVMScript in its notes, when TVM or LLVM refuse the function.
+    Raises `CompileFailure`, with the TVMScript in its notes, when TVM or LLVM refuse a function.
     """
-    named = func.with_attr("global_symbol", symbol)
+    named = {s: func.with_attr("global_symbol", s) for s, func in functions.items()}
     try:
         module = _build(named, target, opt_level)
         with tempfile.TemporaryDirectory(prefix="plait-") as folder:
@@ -97,8 +97,9 @@ def compile_object(func: Any, symbol: str, target: CpuTarget, opt_level: int = 3
             module.write_to_file(str(path))
             return path.read_bytes()
     except Exception as error:  # TVM raises every kind, also for its own faults
-        failure = CompileFailure(kernel=symbol, message=_first_line(error))
-        failure.add_note(named.script())
+        failure = CompileFailure(kernel=next(iter(functions)), message=_first_line(error))
+        for func in named.values():
+            failure.add_note(func.script())
         raise failure from error
 
 
@@ -132,15 +133,16 @@ def compile_many(
 def assembly(func: Any, symbol: str, target: CpuTarget) -> str:
     """The assembly of a kernel, for people."""
     named = as_c_function(func).with_attr("global_symbol", symbol)
-    return str(_build(named, target).inspect_source("asm"))
+    return str(_build({symbol: named}, target).inspect_source("asm"))
 
 
-def _build(func: Any, target: CpuTarget, opt_level: int = 3) -> Any:
+def _build(functions: Mapping[str, Any], target: CpuTarget, opt_level: int = 3) -> Any:
     # Storage rewriting would hoist scratch out of loops, to where its device has no name.
     config = {"tirx.disable_storage_rewrite": True}
-    skipped = list(_FLATTENING) if FLAT in func.attrs else []
+    flat = all(FLAT in func.attrs for func in functions.values())
+    skipped = list(_FLATTENING) if flat else []
     with tvm.transform.PassContext(config=config, disabled_pass=skipped):
-        return tirx.build(func, target=tvm_target(target, opt_level))
+        return tirx.build(tvm.IRModule(dict(functions)), target=tvm_target(target, opt_level))
 
 
 def _target(mcpu: str, opt_level: int, mattr: Sequence[str] = ()) -> Any:

@@ -1,71 +1,198 @@
-"""The `main` of a module: one PrimFunc that checks its tensors and calls the kernels in order.
+"""The functions of a module that call its kernels, in one object, named after `main_symbol`.
 
-    main(input 0, ..., output 0, ..., arena: handle, weights: handle, begin: int32, end: int32)
+    main(input 0, ..., output 0, ..., frame: int64, begin: int32, end: int32)
+    check(frame: int64, object 0: int64, ...)
+    run(frame: int64, begin: int32, end: int32)
 
-Inputs and outputs are DLTensors, checked for rank, shape, dtype and dense row-major strides before
-any kernel runs.  Every kernel argument is `base + byte offset`.  Of the plan's steps, those from
-`begin` up to (not including) `end` run: profiling and debugging run a module step by step through
-the very code that runs it whole.
+`main` takes DLTensors and checks rank, shape, dtype and dense row-major strides before any kernel
+runs.  Numpy arrays take long to become DLTensors: `check` compares them with the plan as the Python
+objects they are, and `run` runs on those that it found good.  Both go by way of a frame, of
+`plait.codegen.frame`, to a C function of the steps.
+
+Every kernel argument is `base + byte offset`.  Of the plan's steps, those from `begin` up to (not
+including) `end` run: profiling and debugging run a module step by step through the very code that
+runs it whole.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import tvm
 from tvm import tirx
 
+from plait.codegen import frame as f
 from plait.codegen.cpu import CpuTarget
 from plait.codegen.plan import Call, Copy, ModulePlan, PointerArg, TensorSpec
-from plait.codegen.tvm.build import MAIN_OPT_LEVEL, compile_object
+from plait.codegen.tvm.build import MAIN_OPT_LEVEL, as_c_function, compile_object
+
+PrimExpr = Any
+Stmt = Any
+_DATA_FIELD = 1  # TVMStructFieldKind's kDLTensorData
+INT32 = tvm.ir.PrimType("int32")
 
 
 def build_main(plan: ModulePlan) -> Any:
-    """The PrimFunc of a plan."""
-    inputs = [_buffer(t, f"in{i}") for i, t in enumerate(plan.inputs)]
-    outputs = [_buffer(t, f"out{i}") for i, t in enumerate(plan.outputs)]
-    arena, weights = tirx.Var("arena", "handle"), tirx.Var("weights", "handle")
-    begin, end = tirx.Var("begin", "int32"), tirx.Var("end", "int32")
+    """The `main` of a plan, a PrimFunc over DLTensors."""
+    tensors = [
+        *(_buffer(t, f"in{i}") for i, t in enumerate(plan.inputs)),
+        *(_buffer(t, f"out{i}") for i, t in enumerate(plan.outputs)),
+    ]
+    frame, given, declared, words = _given_frame(plan)
+    begin, end = _range()
+    notes = [_put_pointer(frame, k, b.data) for k, b in enumerate(tensors)]
+    body = [*declared, *notes, *_go(plan, frame, words, begin, end)]
+    return _function([*tensors, given, begin, end], body)
 
-    def pointer(p: PointerArg) -> Any:
-        match p.space:
-            case "input":
-                base = inputs[p.index].data
-            case "output":
-                base = outputs[p.index].data
-            case "arena":
-                base = arena
-            case "weights":
-                base = weights
+
+def build_run(plan: ModulePlan) -> Any:
+    """The function that runs the steps on the data that a frame names."""
+    frame, given, declared, words = _given_frame(plan)
+    begin, end = _range()
+    return _function([given, begin, end], [*declared, *_go(plan, frame, words, begin, end)])
+
+
+def build_steps(plan: ModulePlan) -> Any:
+    """The C function that runs the steps, and notes in the frame how that went."""
+    layout = _layout(plan)
+    frame, begin, end = tirx.Var("frame", "handle"), *_range()
+    declared, words = _memory(frame, layout.size, "int64")
+    places = {
+        "input": 0,
+        "output": len(plan.inputs),
+        "arena": layout.arena,
+        "weights": layout.weights,
+    }
+
+    def pointer(p: PointerArg) -> PrimExpr:
+        base = tirx.reinterpret("handle", words[places[p.space] + p.index])
         if p.byte_offset == 0:
             return base
-        return tirx.handle_add_byte_offset(base, tirx.IntImm("int64", p.byte_offset))
+        return tirx.handle_add_byte_offset(base, _long(p.byte_offset))
 
-    def step(s: Call | Copy) -> Any:
+    def status(value: int) -> Stmt:
+        return tirx.BufferStore(words, _long(value), [layout.status])
+
+    def step(s: Call | Copy) -> Stmt:
         if isinstance(s, Copy):
-            size = tirx.IntImm("int64", s.nbytes)
+            size = _long(s.nbytes)
             copy = tirx.call_extern("handle", "memcpy", pointer(s.dst), pointer(s.src), size)
             return tirx.Evaluate(copy)
         call: Any = tirx.call_extern("int32", s.symbol, *(pointer(a) for a in s.args))
-        return tirx.IfThenElse(call != 0, tirx.Return(tirx.IntImm("int32", -1)), None)
+        failed = tirx.SeqStmt([status(-1), tirx.Return(_int(0))])
+        return tirx.IfThenElse(call != 0, failed, None)
 
     body = [
         tirx.IfThenElse(tirx.all(begin <= i, i < end), step(s), None)
         for i, s in enumerate(plan.steps)
     ]
-    done = tirx.Return(tirx.IntImm("int32", 0))
-    func = tirx.PrimFunc(
-        [*inputs, *outputs, arena, weights, begin, end],
-        tirx.SeqStmt([*body, done]) if body else done,
-        ret_type=tvm.ir.PrimType("int32"),
-    )
-    return func.with_attr("s_tir", True)
+    # A C function of TVM's can return nothing but 0.
+    stmts = [declared, status(0), *body, tirx.Return(_int(0))]
+    return as_c_function(_function([frame, begin, end], stmts))
+
+
+def build_check(plan: ModulePlan) -> Any:
+    """The function that compares array objects with the plan, and notes where their data is.
+
+    It returns the CPU that it runs on, which the caller wants to know, or `REFUSED`.
+    """
+    specs = [*plan.inputs, *plan.outputs]
+    layout = _layout(plan)
+    _, given, declared, words = _given_frame(plan)
+    objects = [tirx.Var(f"object{k}", "int64") for k in range(len(specs))]
+    stmts = list(declared)
+    for k, (spec, at) in enumerate(zip(specs, objects, strict=True)):
+        fields = tirx.Var("fields", "handle")
+        wide, array = _memory(fields, f.FLAGS + 1, "int64")
+        # Rank and flags are C integers, and what lies beside them is not defined.
+        narrow, array32 = _memory(fields, 2 * f.FLAGS + 1, "int32")
+        stmts += [
+            tirx.Bind(fields, tirx.reinterpret("handle", at)),
+            wide,
+            _refuse([array[f.TYPE] != words[layout.type]]),
+            narrow,
+            _refuse([array[f.DTYPE] != words[layout.dtypes + k],
+                     array32[2 * f.RANK] != len(spec.shape),
+                     tirx.bitwise_and(array32[2 * f.FLAGS], _int(f.READY)) != f.READY]),
+        ]  # fmt: skip
+        if spec.shape:
+            shape = tirx.Var("shape", "handle")
+            declared, sizes = _memory(shape, len(spec.shape), "int64")
+            stmts += [
+                tirx.Bind(shape, tirx.reinterpret("handle", array[f.DIMENSIONS])),
+                declared,
+                _refuse([sizes[d] != _long(n) for d, n in enumerate(spec.shape)]),
+            ]
+        stmts.append(tirx.BufferStore(words, array[f.DATA], [k]))
+    cpu = tirx.call_extern("int32", "sched_getcpu")
+    return _function([given, *objects], [*stmts, tirx.Return(cpu)])
 
 
 def compile_main(plan: ModulePlan, target: CpuTarget) -> bytes:
-    """The object of a plan's `main`, exported as `plan.main_symbol`."""
+    """The object of a plan's functions, exported under the symbols of the plan."""
     plan.check()
-    return compile_object(build_main(plan), plan.main_symbol, target, MAIN_OPT_LEVEL)
+    functions = {
+        plan.main_symbol: build_main(plan),
+        plan.check_symbol: build_check(plan),
+        plan.run_symbol: build_run(plan),
+        plan.steps_symbol: build_steps(plan),
+    }
+    return compile_object(functions, target, MAIN_OPT_LEVEL)
+
+
+def _function(params: Sequence[Any], stmts: Sequence[Stmt]) -> Any:
+    body = tirx.SeqStmt(list(stmts)) if len(stmts) > 1 else stmts[0]
+    return tirx.PrimFunc(list(params), body, ret_type=INT32).with_attr("s_tir", True)
+
+
+def _layout(plan: ModulePlan) -> f.Frame:
+    return f.Frame(len(plan.inputs) + len(plan.outputs))
+
+
+def _go(plan: ModulePlan, frame: Any, words: Any, begin: Any, end: Any) -> list[Stmt]:
+    """Run the steps, and return how that went."""
+    call = tirx.call_extern("int32", plan.steps_symbol, frame, begin, end)
+    status = words[_layout(plan).status].astype("int32")
+    return [tirx.Evaluate(call), tirx.Return(status)]
+
+
+def _refuse(conditions: Sequence[PrimExpr]) -> Stmt:
+    return tirx.IfThenElse(tirx.any(*conditions), tirx.Return(_int(f.REFUSED)), None)
+
+
+def _memory(pointer: PrimExpr, size: int, dtype: str) -> tuple[Stmt, Any]:
+    """A declaration of memory, and the buffer that stands for it."""
+    buffer = tirx.decl_buffer((size,), dtype, name="words")
+    return tirx.DeclBuffer(buffer, data=pointer), buffer
+
+
+def _put_pointer(frame: Any, word: int, pointer: PrimExpr) -> Stmt:
+    """Write a pointer, which TVM does for fields of a DLTensor only; `data` is the first."""
+    place = tirx.handle_add_byte_offset(frame, _long(8 * word))
+    return tirx.Evaluate(tirx.tvm_struct_set(place, 0, _DATA_FIELD, pointer))
+
+
+def _given_frame(plan: ModulePlan) -> tuple[Any, Any, list[Stmt], Any]:
+    """A frame's pointer, the parameter that gives it, what declares it, and its words.
+
+    The parameter is a number, which Python passes in a third of the time of a pointer.
+    """
+    frame, given = tirx.Var("frame", "handle"), tirx.Var("address", "int64")
+    declared, words = _memory(frame, _layout(plan).size, "int64")
+    return frame, given, [tirx.Bind(frame, tirx.reinterpret("handle", given)), declared], words
+
+
+def _range() -> tuple[Any, Any]:
+    return tirx.Var("begin", "int32"), tirx.Var("end", "int32")
+
+
+def _int(value: int) -> Any:
+    return tirx.IntImm("int32", value)
+
+
+def _long(value: int) -> Any:
+    return tirx.IntImm("int64", value)
 
 
 def _buffer(spec: TensorSpec, name: str) -> Any:
