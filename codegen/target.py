@@ -15,6 +15,7 @@ from plait.ir.errors import Unsupported
 from plait.ir.graph import Graph
 from plait.ir.types import TensorType
 from plait.passes.select import Selection
+from plait.passes.stripe import Block, Link
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Target:
     `composites` maps a composite that may be taken whole to the test of its operand types.
     `load` gives the templates in the order in which they are tried; it is called when one is
     needed, since a kernel that is known already needs none, and they import a compiler.
+    `join(chain, threads)` tells which kernels of a chain are better one.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Target:
     composites: dict[str, Callable[[tuple[TensorType, ...]], bool]]
     load: Callable[[], tuple[Template, ...]]
     threads: int = 2
+    join: Callable[[Sequence[Link], int], Sequence[Block]] | None = None
 
     @property
     def templates(self) -> tuple[Template, ...]:
@@ -97,6 +100,10 @@ class Target:
     def select(self, body: Graph, constant: tuple[bool, ...]) -> Selection:
         """The best candidate by its estimate."""
         return self.candidates(body, constant)[0].selection
+
+    def blocks(self, chain: Sequence[Link]) -> Sequence[Block]:
+        """The parts of a chain that are joined."""
+        return self.join(chain, self.threads) if self.join is not None else ()
 
     def template(self, name: str) -> Template:
         for template in self.templates:

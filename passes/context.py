@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -12,6 +13,7 @@ from plait.ir.types import TensorType
 if TYPE_CHECKING:
     from plait.passes.memory import MemoryPlan
     from plait.passes.select import Selection
+    from plait.passes.stripe import Block, Link
 
 
 class Target(Protocol):
@@ -36,6 +38,10 @@ class Target(Protocol):
 
     def select(self, body: Graph, constant: tuple[bool, ...]) -> Selection:
         """The schedule of a kernel; `constant` tells which operands are constants."""
+        ...
+
+    def blocks(self, chain: Sequence[Link]) -> Sequence[Block]:
+        """The parts of a chain of kernels that are better computed together."""
         ...
 
 

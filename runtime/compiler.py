@@ -37,6 +37,7 @@ from plait.passes.hooks import Timing
 from plait.passes.memory import MemoryPlan
 from plait.passes.pipeline import DEFAULT_PIPELINE, Hook, parse_pipeline
 from plait.passes.select import Selection
+from plait.passes.stripe import Block, Link
 from plait.runtime import tune
 from plait.runtime.artifact import Contents, TargetCode, write_artifact
 from plait.runtime.cache import KernelCache
@@ -254,6 +255,9 @@ class Remembering:
 
     def takes(self, op: str, types: tuple[TensorType, ...]) -> bool:
         return self.target.takes(op, types)
+
+    def blocks(self, chain: Sequence[Link]) -> Sequence[Block]:
+        return self.target.blocks(chain)
 
     def select(self, body: Graph, constant: tuple[bool, ...]) -> Selection:
         parts = (body.digest, str(constant), str(self.target.threads), code_fingerprint())

@@ -37,6 +37,7 @@ from plait.ir.types import TensorType
 from plait.passes.context import Context
 from plait.passes.pipeline import DEFAULT_PIPELINE, parse_pipeline
 from plait.passes.select import Select, Selection
+from plait.passes.stripe import Block, Link
 from plait.runtime.cache import KernelCache
 from plait.runtime.executor import CompiledModel
 from plait.runtime.loader import Library
@@ -221,6 +222,9 @@ class _Fixed:
 
     def select(self, body: Graph, constant: tuple[bool, ...]) -> Selection:
         return self.selection
+
+    def blocks(self, chain: Sequence[Link]) -> Sequence[Block]:
+        return ()
 
 
 class Race:

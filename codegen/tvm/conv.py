@@ -7,6 +7,7 @@ neither on the tile nor on the number of threads.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from tvm import tirx
@@ -23,10 +24,9 @@ from plait.codegen.tvm.image import (
     Image,
     Windowed,
     lanes_of,
-    place,
     vectorized,
 )
-from plait.codegen.tvm.loops import Ahead, loop, sequence
+from plait.codegen.tvm.loops import Ahead, Memory, loop, sequence
 from plait.codegen.tvm.scalars import const
 from plait.ir.graph import Graph
 from plait.passes.select import Selection
@@ -43,16 +43,19 @@ def conv_shape(windowed: Windowed) -> ConvShape:
 
 
 class ConvNest:
-    """Builds the PrimFunc of one convolution."""
+    """Builds one convolution; `count` positions from `begin`, all of them unless told."""
 
-    def __init__(self, windowed: Windowed, tile: ConvTile) -> None:
-        self.frame, self.tile = Frame(windowed), tile
-        self.shape = conv_shape(windowed)
+    def __init__(
+        self, windowed: Windowed, shape: ConvShape, tile: ConvTile, places: Sequence[Memory] = (),
+        begin: PrimExpr = ZERO, count: int = 0,
+    ) -> None:  # fmt: skip
+        self.frame, self.tile, self.shape = Frame(windowed, places), tile, shape
         self.window = self.shape.window
+        self.begin, self.count = begin, count or self.window.positions
         self.panels = tile.panels(self.shape)
-        self.tiles = ceil_div(self.window.positions, tile.mr)
+        self.tiles = ceil_div(self.count, tile.mr)
         self.image = Image(self.frame)
-        self.index = windowed.index
+        self.at = windowed.at
         weight = source_input(windowed.body, windowed.node.operands[1])
         self.weight = self.frame.inputs[weight].buffer
         self.vectors = lanes_of(tile.nr)
@@ -61,10 +64,13 @@ class ConvNest:
         self.acc: Any = None
 
     def build(self) -> Any:
+        """The PrimFunc over flat buffers: inputs, then the output."""
+        return self.frame.function([*self.image.copy(self.tile.parallel), self.positions()])
+
+    def positions(self) -> Stmt:
+        """All tiles of all positions."""
         kind = tirx.ForKind.PARALLEL if self.tile.parallel else None
-        count = self.shape.groups * self.panels * self.tiles
-        main = loop(count, self._tile, kind, "tile")
-        return self.frame.function([*self.image.copy(self.tile.parallel), main])
+        return loop(self.shape.groups * self.panels * self.tiles, self._tile, kind, "tile")
 
     def _tile(self, item: PrimExpr) -> Stmt:
         """One tile: zero the accumulators, sum, finish."""
@@ -73,13 +79,13 @@ class ConvNest:
             panel, at = tirx.floordiv(item, self.tiles), tirx.floormod(item, self.tiles)
         else:
             panel, at = tirx.floormod(item, panels), tirx.floordiv(item, panels)
-        first = at * self.tile.mr
+        first = self.begin + at * self.tile.mr
         self.acc = tirx.decl_buffer((self.tile.mr * self.tile.nr,), "float32", name="acc")
         zero = const(0.0, "float32")
         return sequence([
             tirx.AllocBuffer(self.acc),
             self._each(lambda cell, m, lane: tirx.BufferStore(self.acc, zero, [cell])),
-            self._sum(panel, at),
+            self._sum(panel, at, first),
             *self._finish(panel, first),
         ])  # fmt: skip
 
@@ -95,16 +101,14 @@ class ConvNest:
 
         return loop(self.tile.mr, row, UNROLLED, "m")
 
-    def _sum(self, panel: PrimExpr, tile: PrimExpr) -> Stmt:
+    def _sum(self, panel: PrimExpr, tile: PrimExpr, first: PrimExpr) -> Stmt:
         """Add all taps; rows beyond the last position repeat it, so that nothing is tested."""
         window, inputs, nr = self.window, self.shape.inputs, self.tile.nr
-        first = tile * self.tile.mr
         asks = self.tile.order == "oc" and self.ahead.worthwhile
-        ragged = window.positions % self.tile.mr != 0
         group = tirx.floordiv(panel, self.panels) * inputs if self.shape.groups > 1 else ZERO
 
         def row(m: PrimExpr) -> PrimExpr:
-            return tirx.min(first + m, window.positions - 1) if ragged else first + m
+            return tirx.min(first + m, self.begin + self.count - 1) if self.ragged else first + m
 
         def step(r: PrimExpr, s: PrimExpr, c: PrimExpr) -> Stmt:
             tap = self.image.tap(r, s, group + c)
@@ -127,6 +131,11 @@ class ConvNest:
             return loop(window.kh, columns, None, "kh")
         var = tirx.Var("kh", "int32")
         return tirx.For(var, low, high - low, tirx.ForKind.SERIAL, columns(var))
+
+    @property
+    def ragged(self) -> bool:
+        """Whether the last tile has fewer positions than rows."""
+        return self.count % self.tile.mr != 0
 
     def _live_rows(self, first: PrimExpr) -> tuple[PrimExpr, PrimExpr | None]:
         """Kernel rows [low, high) that some position of the tile finds inside the image."""
@@ -168,9 +177,9 @@ class ConvNest:
         return [tirx.AllocBuffer(stage), copy, body]
 
     def _if_row(self, position: PrimExpr, stmt: Stmt) -> Stmt:
-        if self.window.positions % self.tile.mr == 0:
+        if not self.ragged:
             return stmt
-        return tirx.IfThenElse(position < self.window.positions, stmt, None)
+        return tirx.IfThenElse(position < self.begin + self.count, stmt, None)
 
     def _vector(
         self, panel: PrimExpr, first: PrimExpr, m: PrimExpr, k: PrimExpr, lanes: int
@@ -179,14 +188,13 @@ class ConvNest:
         return vectorized(lanes, lambda q: self._element(panel, first, m, k + q))
 
     def _element(self, panel: PrimExpr, first: PrimExpr, m: PrimExpr, lane: PrimExpr) -> Stmt:
-        image, i, j = place(self.window, first + m)
         if self.shape.groups == 1:
             channel = panel * self.tile.nr + lane
         else:
             group, at = tirx.floordiv(panel, self.panels), tirx.floormod(panel, self.panels)
             channel = group * self.shape.outputs + at * self.tile.nr + lane
         total = self.acc[m * self.tile.nr + lane]
-        return self.frame.store(total, self.index(image, channel, i, j))
+        return self.frame.store(total, self.at(first + m, channel))
 
     def _rest(self, panel: PrimExpr, first: PrimExpr, m: PrimExpr) -> Stmt:
         """Finish one row; the last panel of a group may hold fewer channels than lanes."""
@@ -221,12 +229,17 @@ def space(body: Graph, constant: tuple[bool, ...], threads: int) -> list[Candida
     return [candidate(*found) for found in conv_tiles(shape, threads)]
 
 
-def build(body: Graph, schedule: Schedule) -> Any:
-    """The PrimFunc of a convolution over flat buffers: inputs, then the output."""
-    tile = ConvTile(schedule.number("mr"), schedule.number("nr"),
+def tile_of(schedule: Schedule) -> ConvTile:
+    """The tile that a schedule of this template names."""
+    return ConvTile(schedule.number("mr"), schedule.number("nr"),
                     "pos" if schedule.parameters["order"] == "pos" else "oc",
                     bool(schedule.number("parallel")))  # fmt: skip
-    return ConvNest(Windowed.of(body, "conv"), tile).build()
+
+
+def build(body: Graph, schedule: Schedule) -> Any:
+    """The PrimFunc of a convolution over flat buffers: inputs, then the output."""
+    windowed = Windowed.of(body, "conv")
+    return ConvNest(windowed, conv_shape(windowed), tile_of(schedule)).build()
 
 
 CONV = Template("conv", space, build, rivals="conv")

@@ -17,12 +17,13 @@ from tvm import tirx
 from plait.codegen.conv_tiles import WindowShape, window_shape
 from plait.codegen.tvm.access import Access, flat_reads
 from plait.codegen.tvm.gemm import HEAVY_EPILOGUE
-from plait.codegen.tvm.loops import LANES, Parameters, along, loop, sequence
+from plait.codegen.tvm.loops import LANES, Memory, Parameters, along, loop, sequence
 from plait.codegen.tvm.scalars import const
+from plait.ir import op as ops
 from plait.ir import types as t
 from plait.ir.dims import is_static
 from plait.ir.graph import Graph, Node
-from plait.ir.layout import strides
+from plait.ir.layout import same_memory, strides
 from plait.passes.fuse import anchors
 
 PrimExpr = Any
@@ -97,6 +98,56 @@ class Windowed:
         """The logical index of a result."""
         return [b, ch, i, j] if self.node.types[0].rank == 4 else [b, ch, i]
 
+    def at(self, position: PrimExpr, ch: PrimExpr) -> list[PrimExpr]:
+        """The index of a result by its position.
+
+        Where nothing tells images, rows and columns apart, the position itself stands for the
+        innermost of them: that saves the divisions.
+        """
+        if self._line is None:
+            image, i, j = place(self.shape, position)
+            return self.index(image, ch, i, j)
+        index = [ZERO] * self.node.types[0].rank
+        index[1], index[self._line] = ch, position
+        return index
+
+    @cached_property
+    def _line(self) -> int | None:
+        """The dimension along which all positions lie at one distance, in all that is read or
+        written at a position; None if there is none."""
+        made = self.node.types[0]
+        dims = [d for d in made.order if d != 1 and made.shape[d] != 1]
+        if made.order[-1] != 1 or not dims:
+            return None
+        for v in self._epilogue():
+            type = self.body.types[v]
+            lead = made.rank - type.rank
+            sizes = [type.shape[d - lead] if d >= lead else 1 for d in dims]
+            whole = type.shape == made.shape and same_memory(type.with_dtype(made.dtype), made)
+            if not whole and any(n != 1 for n in sizes):
+                return None
+        return dims[-1] if all(map(self._by_elements, self._epilogue_nodes())) else None
+
+    def _epilogue_nodes(self) -> list[Node]:
+        """The nodes that lead from the anchor's result to the output."""
+        found: list[Node] = []
+        after = {self.value}
+        for k, node in enumerate(self.body.nodes):
+            if after.intersection(node.operands):
+                found.append(node)
+                after.update(self.body.results(k))
+        return found
+
+    def _epilogue(self) -> list[int]:
+        """The values that these nodes read, and the output."""
+        return [*(v for n in self._epilogue_nodes() for v in n.operands), *self.body.outputs]
+
+    def _by_elements(self, node: Node) -> bool:
+        made = [self.body.producer(v) for v in node.operands]
+        inner = (m is None or m.op in ("constant", self.node.op) or m in self._epilogue_nodes()
+                 for m in made)  # fmt: skip
+        return ops.has_trait(node.op, "elementwise") and all(inner)
+
 
 def lanes_of(width: int) -> list[tuple[int, int]]:
     """(first, lanes) of the vectors that make up `width` neighbours."""
@@ -111,10 +162,10 @@ def vectorized(lanes: int, stmt: Any) -> Stmt:
 class Frame:
     """The flat parameters of a windowed kernel, and its epilogue."""
 
-    def __init__(self, windowed: Windowed) -> None:
+    def __init__(self, windowed: Windowed, places: Sequence[Memory] = ()) -> None:
         body = windowed.body
         self.windowed = windowed
-        self.parameters = Parameters(body)
+        self.parameters = Parameters(body, places)
         self.inputs = self.parameters.inputs
         (self.output,) = self.parameters.outputs
         self.access = Access(body, flat_reads(self.inputs))
@@ -123,6 +174,11 @@ class Frame:
     def data(self) -> Any:
         """The buffer of the data."""
         return self.inputs[self.windowed.data].buffer
+
+    @property
+    def data_start(self) -> PrimExpr | int:
+        """The place of the data's first element in its buffer."""
+        return self.inputs[self.windowed.data].start
 
     def finished(self, total: PrimExpr, index: Sequence[PrimExpr]) -> PrimExpr:
         """The output's element where the anchor's is `total`."""
@@ -167,7 +223,7 @@ class Image:
     def __init__(self, frame: Frame) -> None:
         windowed = frame.windowed
         self.shape = s = windowed.shape
-        self.source, self.source_steps = frame.data, windowed.steps
+        self.source, self.source_steps = frame.inputs[windowed.data], windowed.steps
         _, c, h, w = windowed.steps
         if s.padded:
             self.height, self.width = s.h + s.low[0] + s.high[0], s.w + s.low[1] + s.high[1]
@@ -178,7 +234,7 @@ class Image:
             self.start = 0
         else:
             self.buffer, self.steps = frame.data, windowed.steps
-            self.start = -s.low[0] * h - s.low[1] * w
+            self.start = frame.data_start - s.low[0] * h - s.low[1] * w
 
     def _copied_steps(self) -> tuple[int, int, int, int]:
         c, plane = self.shape.c, self.height * self.width
@@ -198,7 +254,7 @@ class Image:
         """Offset of the first tap of an output position, in channel 0."""
         n, _, h, w = self.steps
         if self.line is not None:
-            return position * self.line
+            return position * self.line + self.start
         image, i, j = place(self.shape, position)
         sh, sw = self.shape.stride
         return image * n + i * (sh * h) + j * (sw * w) + self.start
@@ -226,7 +282,8 @@ class Image:
         lead, i = tirx.floordiv(r, self.height), tirx.floormod(r, self.height)
         base = r * (self.width * unit)
         source = tirx.floordiv(lead, planes) * n + tirx.floormod(lead, planes) * c
-        source = source + (i - s.low[0]) * h
+        source = source + (i - s.low[0]) * h + self.source.start
+        data = self.source.buffer
         left, right = max(s.low[1], 0), max(s.high[1], 0)
         first, kept = max(-s.low[1], 0) * w, self.width - left - right
         step = 1 if self.pixels else w
@@ -240,7 +297,7 @@ class Image:
         whole = sequence([
             fill(0, left),
             along(kept * unit, lambda k: tirx.BufferStore(
-                self.buffer, self.source[source + first + k * step], [base + left * unit + k])),
+                self.buffer, data[source + first + k * step], [base + left * unit + k])),
             fill(left + kept, right),
         ])  # fmt: skip
         if max(s.low[0], s.high[0]) <= 0:

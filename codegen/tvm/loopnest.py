@@ -9,6 +9,7 @@ thread (`rows`); with the innermost dimension kept, vectors of columns are reduc
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from tvm import tirx
@@ -17,13 +18,14 @@ from plait.codegen.tvm.columns import columns
 from plait.codegen.tvm.loops import (
     LANES,
     PARALLEL_WORK,
+    Memory,
     along,
     arranged,
     loop,
     sequence,
     unflatten,
 )
-from plait.codegen.tvm.nest import Nest
+from plait.codegen.tvm.nest import Nest, Span
 from plait.codegen.tvm.rows import rows
 from plait.codegen.tvm.scalars import const
 from plait.ir.graph import Graph
@@ -46,7 +48,16 @@ def _stmts(nest: Nest) -> list[Stmt]:
     return rows(nest) if space.order[-1] in space.axes else columns(nest)
 
 
-def _pointwise(nest: Nest) -> list[Stmt]:
+def build_span(body: Graph, places: Sequence[Memory], span: Span) -> Stmt:
+    """Some rows of a loop-nest kernel whose inputs and outputs lie at `places`, by one thread.
+
+    A row is what lies side by side in memory along the innermost dimension of the space.
+    """
+    nest = Nest(body, places)
+    return sequence(rows(nest, span) if nest.space.axes else _pointwise(nest, span))
+
+
+def _pointwise(nest: Nest, span: Span | None = None) -> list[Stmt]:
     """A nest without reductions.  An output that lies in the place of an operand is stored after
     the others that read it: the memory planner sees to that."""
     order = nest.space.order
@@ -62,6 +73,11 @@ def _pointwise(nest: Nest) -> list[Stmt]:
     def row(r: PrimExpr) -> Stmt:
         return along(inner, lambda at: stores(unflatten(r, outer), at))
 
+    if span is not None and not outer:
+        first = span.first * span.width
+        return [along(span.count * span.width, lambda at: stores([], first + at))]
+    if span is not None:
+        return [loop(span.count, lambda r: row(span.first + r), None, "row")]
     busy = count * inner * nest.cost >= PARALLEL_WORK
     if count >= 2 or not busy:
         return [loop(count, row, tirx.ForKind.PARALLEL if busy else None, "row")]

@@ -61,19 +61,31 @@ def arranged(dims: Iterable[int], index: Iterable[PrimExpr]) -> list[PrimExpr]:
     return [i for _, i in pairs]
 
 
+@dataclass(frozen=True)
+class Memory:
+    """Where a tensor lies: a buffer that may hold a part of it, and the place of element 0.
+
+    The place is below 0 where the buffer holds a later part.
+    """
+
+    buffer: Any
+    start: PrimExpr | int = 0
+
+
 @dataclass
 class Flat:
     """A tensor as flat memory, addressed by logical index."""
 
     type: TensorType
     buffer: Any
+    start: PrimExpr | int = 0
     steps: tuple[Dim, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         self.steps = strides(self.type)
 
     def at(self, index: Sequence[PrimExpr]) -> PrimExpr:
-        offset: PrimExpr = const(0, "int32")
+        offset: PrimExpr = const(self.start, "int32") if isinstance(self.start, int) else self.start
         for i, step, n in zip(index, self.steps, self.type.shape, strict=True):
             if n != 1:
                 offset = offset + i * step if step != 1 else offset + i
@@ -107,12 +119,20 @@ def check_sizes(body: Graph) -> None:
 
 
 class Parameters:
-    """The flat memory of a body's inputs and outputs, in order; it checks all sizes."""
+    """The flat memory of a body's inputs and outputs, in order; it checks all sizes.
 
-    def __init__(self, body: Graph) -> None:
+    `places` says where they lie in a kernel of several bodies, the inputs first.
+    """
+
+    def __init__(self, body: Graph, places: Sequence[Memory] = ()) -> None:
         check_sizes(body)
-        self.inputs = [flat(i.type, f"x{k}") for k, i in enumerate(body.inputs)]
-        self.outputs = [flat(ty, f"y{k}") for k, ty in enumerate(body.output_types)]
+        if places:
+            types = (*(i.type for i in body.inputs), *body.output_types)
+            made = [Flat(ty, m.buffer, m.start) for ty, m in zip(types, places, strict=True)]
+            self.inputs, self.outputs = made[: len(body.inputs)], made[len(body.inputs) :]
+        else:
+            self.inputs = [flat(i.type, f"x{k}") for k, i in enumerate(body.inputs)]
+            self.outputs = [flat(ty, f"y{k}") for k, ty in enumerate(body.output_types)]
 
     def function(self, stmts: Sequence[Stmt]) -> Any:
         """The PrimFunc of a kernel: its parameters are the inputs, then the outputs."""

@@ -8,13 +8,14 @@ phases read again may be kept in memory (`Nest.keep`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
 
 from plait.codegen.collapse import Space, collapse, loop_space
 from plait.codegen.compose import Composer
-from plait.codegen.tvm.loops import Flat, Parameters, arranged, as_stored, sequence
+from plait.codegen.tvm.loops import Flat, Memory, Parameters, arranged, as_stored, sequence
 from plait.codegen.tvm.lower import lower
 from plait.codegen.tvm.scalars import tir_dtype
 from plait.ir import expr as e
@@ -28,13 +29,22 @@ COSTLY = frozenset({"exp", "log", "tanh", "erf", "sigmoid", "gelu", "silu", "sin
                     "expm1", "log1p", "div", "take", "gather"})  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Span:
+    """Some neighbouring rows of a nest: `count` of them, of `width` elements."""
+
+    first: PrimExpr
+    count: int
+    width: int
+
+
 class Nest:
     """What all parts of one loop-nest kernel share."""
 
-    def __init__(self, body: Graph) -> None:
+    def __init__(self, body: Graph, places: Sequence[Memory] = ()) -> None:
         self.body = collapse(body)
         self.space: Space = loop_space(self.body)
-        self.parameters = Parameters(self.body)
+        self.parameters = Parameters(self.body, places)
         self.axes = e.axes(*self.space.shape)
         self.index = [e.index(a) for a in self.axes]
         self.composer = Composer(self.body)

@@ -21,7 +21,7 @@ from plait.codegen.tvm.loops import (
     unflatten,
     vectors,
 )
-from plait.codegen.tvm.nest import Nest, Phases, Read
+from plait.codegen.tvm.nest import Nest, Phases, Read, Span
 from plait.codegen.tvm.scalars import const, tir_dtype
 from plait.ir import expr as e
 from plait.ir import types as t
@@ -210,8 +210,8 @@ def _number(buffer: Any) -> Read:
     return lambda _: buffer[const(0, "int32")]
 
 
-def rows(nest: Nest) -> list[Stmt]:
-    """The rows of a nest, shared among threads if there is enough work."""
+def rows(nest: Nest, span: Span | None = None) -> list[Stmt]:
+    """The rows of a nest, shared among threads if there is enough work, or some of them."""
     kept = [d for d in nest.space.order if d not in nest.space.axes]
     extents = [nest.space.shape[d] for d in kept]
     count = math.prod(extents)
@@ -223,4 +223,6 @@ def rows(nest: Nest) -> list[Stmt]:
     def row(r: PrimExpr) -> Stmt:
         return Rows(nest, dict(zip(kept, unflatten(r, extents), strict=True)), length).build()
 
+    if span is not None:
+        return [loop(span.count, lambda r: row(span.first + r), None, "row")]
     return [loop(count, row, tirx.ForKind.PARALLEL if busy else None, "row")]

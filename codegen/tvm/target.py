@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
+from plait.codegen.stripes import blocks
 from plait.codegen.target import Target, Template
 from plait.ir import types as t
 from plait.ir.dims import is_static
@@ -41,4 +42,5 @@ def cpu_target(threads: int = 2) -> Target:
         composites={"attention": _takes_attention, "lstm": _plain},
         load=_load,
         threads=threads,
+        join=blocks,
     )

@@ -13,6 +13,7 @@ from plait.codegen.tvm.loopnest import build_nest
 from plait.codegen.tvm.lstm import LSTM
 from plait.codegen.tvm.narrow import NARROW
 from plait.codegen.tvm.product import GEMM
+from plait.codegen.tvm.stripes import STRIPES
 from plait.codegen.tvm.window import DEPTHWISE, POOL
 from plait.codegen.tvm.winograd import WINOGRAD
 from plait.ir.graph import Graph
@@ -41,4 +42,16 @@ def _build_loops(body: Graph, schedule: Schedule) -> Any:
 GENERIC = Template("generic", single(_choose_generic), _build_generic)
 LOOPS = Template("loops", single(_choose_loops), _build_loops)
 
-TEMPLATES = (ATTENTION, LSTM, GEMM, DEPTHWISE, NARROW, WINOGRAD, CONV, POOL, GENERIC, LOOPS)
+TEMPLATES = (
+    STRIPES,
+    ATTENTION,
+    LSTM,
+    GEMM,
+    DEPTHWISE,
+    NARROW,
+    WINOGRAD,
+    CONV,
+    POOL,
+    GENERIC,
+    LOOPS,
+)

@@ -7,7 +7,7 @@ kernel's rows, so nothing is padded.  Each result is summed in order by one thre
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from plait.codegen.tvm.image import (
     lanes_of,
     vectorized,
 )
-from plait.codegen.tvm.loops import loop, sequence
+from plait.codegen.tvm.loops import Memory, loop, sequence
 from plait.codegen.tvm.scalars import const
 from plait.ir import expr as e
 from plait.ir import types as t
@@ -53,8 +53,8 @@ class Columns:
 class WindowNest:
     """Builds the PrimFunc of one depthwise convolution or pool."""
 
-    def __init__(self, windowed: Windowed, tile: WindowTile) -> None:
-        self.frame, self.tile = Frame(windowed), tile
+    def __init__(self, windowed: Windowed, tile: WindowTile, places: Sequence[Memory] = ()) -> None:
+        self.frame, self.tile = Frame(windowed, places), tile
         self.windowed = windowed
         self.shape, self.turned = upright(windowed)
         n, c, h, w = windowed.steps
@@ -75,8 +75,12 @@ class WindowNest:
         s, chunks = self.shape, self.tile.chunks
         row = tirx.floordiv(item, chunks)
         b, i = tirx.floordiv(row, s.oh), tirx.floormod(row, s.oh)
-        width = s.c // chunks
-        base = tirx.floormod(item, chunks) * width
+        return self.row(b, i, tirx.floormod(item, chunks))
+
+    def row(self, b: PrimExpr, i: PrimExpr, chunk: PrimExpr) -> Stmt:
+        """Row `i` of the results for image `b`, in one chunk of channels."""
+        width = self.shape.c // self.tile.chunks
+        base = chunk * width
         step = self.tile.vectors * LANES
         blocks, tail = divmod(width, step)
 
@@ -187,7 +191,7 @@ class Tile:
         """The taps of one kernel row."""
         nest, s = self.nest, self.nest.shape
         n, ch, h, w = nest.steps
-        row = self.b * n + (top + r * s.dilation[0]) * h
+        row = self.b * n + (top + r * s.dilation[0]) * h + nest.frame.data_start
 
         def one(tap: int) -> Stmt:
             offset = tap * s.dilation[1] - s.low[1]
@@ -245,7 +249,8 @@ def _candidates(
     return [candidate(*found) for found in window_tiles(upright(windowed)[0], threads)]
 
 
-def _tile(schedule: Schedule) -> WindowTile:
+def tile_of(schedule: Schedule) -> WindowTile:
+    """The tile that a schedule of these templates names."""
     return WindowTile(schedule.number("mr"), schedule.number("vectors"),
                       schedule.number("chunks"), bool(schedule.number("parallel")))  # fmt: skip
 
@@ -270,12 +275,12 @@ def pool_space(body: Graph, constant: tuple[bool, ...], threads: int) -> list[Ca
 
 def build_depthwise(body: Graph, schedule: Schedule) -> Any:
     """The PrimFunc of a depthwise convolution over flat buffers: inputs, then the output."""
-    return WindowNest(Windowed.of(body, "conv"), _tile(schedule)).build()
+    return WindowNest(Windowed.of(body, "conv"), tile_of(schedule)).build()
 
 
 def build_pool(body: Graph, schedule: Schedule) -> Any:
     """The PrimFunc of a pool over flat buffers: inputs, then the output."""
-    return WindowNest(Windowed.of(body, "max_pool", "sum_pool"), _tile(schedule)).build()
+    return WindowNest(Windowed.of(body, "max_pool", "sum_pool"), tile_of(schedule)).build()
 
 
 DEPTHWISE = Template("depthwise", depthwise_space, build_depthwise)
