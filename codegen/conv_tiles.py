@@ -10,7 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from plait.codegen.tiles import L2_BYTES, LANES, ORDER, PARALLEL_CYCLES, ceil_div
+from plait.codegen.tiles import (
+    L2_BYTES,
+    LANES,
+    ORDER,
+    PARALLEL_CYCLES,
+    SHARED_BYTES,
+    all_weights_again,
+    ceil_div,
+)
 
 
 @dataclass(frozen=True)
@@ -96,6 +104,12 @@ class ConvShape:
         return self.window.kh * self.window.kw * self.inputs
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of the images that are read and written."""
+        window = self.window
+        return 4 * (window.n * window.h * window.w * window.c + window.positions * self.oc)
+
+    @property
     def flops(self) -> int:
         """Multiplications and additions."""
         return 2 * self.window.positions * self.oc * self.taps
@@ -143,6 +157,8 @@ FLOATS_PER_CYCLE = 2 * LANES  # multiply-adds of a core at its peak
 FROM_L2 = {1: 0.6, 2: 0.8, 3: 0.93, 4: 0.97}  # further factor, by rows, of weights beyond L1
 L1_PANEL_BYTES = 24 * 1024
 L2_WEIGHT_BYTES = L2_BYTES * 3 // 8
+IN_L3, IN_MEMORY = 1.04, 1.12  # images beyond L2, which order "oc" visits once for every panel
+IRREGULAR = 1.06  # order "pos" where rows of a tile have no fixed distance
 TILE_CYCLES = 20
 ROW_CYCLES = 10  # the address of a row that is no fixed distance from the tile's first
 MAX_ADDRESSED_ROWS = 6  # rows with an address register each
@@ -182,12 +198,21 @@ def conv_tiles(shape: ConvShape, threads: int) -> list[tuple[float, ConvTile]]:
         cycles = conv_cycles(shape, mr, nr, threads)
         tile = ConvTile(mr, nr, "oc", threads > 1)
         panels = shape.groups * tile.panels(shape)
-        small = shape.taps * nr * 4 * panels <= L2_WEIGHT_BYTES and panels > 1
-        inside = small and rows_are_regular(shape.window, mr)
-        found.append((cycles * (ORDER if inside else 1), tile))
+        oc, pos = _order_factors(shape, cycles, mr, nr * panels)
+        found.append((cycles * (oc if panels > 1 else 1.0), tile))
         if panels > 1:
-            found.append((cycles * (1 if inside else ORDER), replace(tile, order="pos")))
+            found.append((cycles * pos, replace(tile, order="pos")))
     return sorted(found, key=lambda c: (c[0], c[1].mr, c[1].nr))
+
+
+def _order_factors(shape: ConvShape, cycles: float, mr: int, columns: int) -> tuple[float, float]:
+    """What the orders "oc" and "pos" cost: the images or the weights are read again and again."""
+    weights, images = 4 * shape.taps * columns, shape.nbytes
+    regular = rows_are_regular(shape.window, mr)
+    oc = 1.0 if images <= 2 * L2_BYTES else IN_L3 if images <= SHARED_BYTES else IN_MEMORY
+    if weights <= L2_WEIGHT_BYTES and regular:
+        return max(oc, ORDER), 1.0
+    return oc, all_weights_again(weights, cycles) * (1.0 if regular else IRREGULAR)
 
 
 def choose_conv_tile(shape: ConvShape, threads: int) -> ConvTile:

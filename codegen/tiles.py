@@ -17,8 +17,13 @@ FMA_LATENCY = 4  # cycles from an FMA's operand to its result
 LOOP_CYCLES = 0.5  # loop overhead of one step
 TILE_CYCLES = 40  # around a tile's reduction: zeroing, epilogue, write-back
 ORDER = 1.02  # what the worse order of loops is taken to cost
+# Factors of time when rows of A are read again for every panel of B: from the last-level cache, or
+# from memory; and when all panels are, for every tile of rows.
+ROWS_AGAIN, PANELS_AGAIN = (1.02, 1.2), (1.05, 1.5)
+MEMORY_BYTES = 6  # from memory in a cycle
 PARALLEL_CYCLES = 15_000  # below about 4 us, waking a second thread costs more than it saves
 L2_BYTES = 512 * 1024
+SHARED_BYTES = 8 << 20  # of the last-level cache: what a product may count on to find again
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class Tile:
     outer: the tile loop walked outermost: "n" keeps a panel of B in cache while rows of A pass by.
     chunks: pieces that rows are cut into for even shares of threads (if the kernel packs B).
     parallel: whether the outer loop is shared among threads.
+    blocks: blocks of rows, one after the other; a panel passes by the rows of a block (outer "n").
     """
 
     mr: int
@@ -45,6 +51,7 @@ class Tile:
     outer: Literal["m", "n"] = "n"
     chunks: int = 1
     parallel: bool = True
+    blocks: int = 1
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -63,27 +70,31 @@ def register_tiles(m: int, n: int) -> list[tuple[int, int]]:
     ]
 
 
-def gemm_cycles(shape: GemmShape, mr: int, nr: int, threads: int) -> float:
+def gemm_cycles(shape: GemmShape, mr: int, nr: int, threads: int, blocks: int = 1) -> float:
     """Cycles of the busiest thread when a product is cut into `mr` by `nr` tiles."""
     nv = nr // LANES
     step = max(FMA_LATENCY, mr * nv / 2, (mr + nv) / 2, nv) + LOOP_CYCLES
-    tiles = shape.batch * ceil_div(shape.m, mr) * ceil_div(shape.n, nr)
+    row_tiles = ceil_div(ceil_div(shape.m, mr), blocks) * blocks
+    tiles = shape.batch * row_tiles * ceil_div(shape.n, nr)
     return ceil_div(tiles, threads) * (shape.k * step + TILE_CYCLES)
 
 
-def gemm_tiles(shape: GemmShape, threads: int) -> list[tuple[float, Tile]]:
-    """Estimated cycles and tile of every candidate, best first; of equals, the largest."""
+def gemm_tiles(shape: GemmShape, threads: int, packed: bool = True) -> list[tuple[float, Tile]]:
+    """Estimated cycles and tile of every candidate, best first; of equals, the largest.
+
+    Only products with packed panels have more than one block of rows.
+    """
     tiles = register_tiles(shape.m, shape.n)
     if min(gemm_cycles(shape, *tile, 1) for tile in tiles) < PARALLEL_CYCLES:
         threads = 1
     found = []
     for mr, nr in tiles:
-        cycles = gemm_cycles(shape, mr, nr, threads)
         panels = shape.batch * ceil_div(shape.n, nr)
         uneven = panels % threads != 0 and panels < 8 * threads
-        for outer, penalty in _outer_loops(shape, mr, nr):
-            tile = Tile(mr, nr, outer, threads if uneven else 1, threads > 1)
-            found.append((cycles * penalty, tile))
+        for outer, blocks in _orders(shape, mr, packed):
+            cycles = gemm_cycles(shape, mr, nr, threads, blocks)
+            tile = Tile(mr, nr, outer, threads if uneven else 1, threads > 1, blocks)
+            found.append((cycles * _again(shape, tile, cycles), tile))
     return sorted(found, key=lambda c: (c[0], -c[1].mr * c[1].nr, c[1].mr))
 
 
@@ -92,11 +103,37 @@ def choose_tile(shape: GemmShape, threads: int) -> Tile:
     return gemm_tiles(shape, threads)[0][1]
 
 
-def _outer_loops(
-    shape: GemmShape, mr: int, nr: int
-) -> tuple[tuple[Literal["m", "n"], float], tuple[Literal["m", "n"], float]]:
-    """Both orders with their factor: first the one that moves fewer bytes into the L2 cache."""
-    left, right = 4 * shape.m * shape.k, 4 * shape.n * shape.k
-    by_panel = right + left * (ceil_div(shape.n, nr) if left > L2_BYTES else 1)
-    by_row = left + right * (ceil_div(shape.m, mr) if right > L2_BYTES // 2 else 1)
-    return (("n", 1.0), ("m", ORDER)) if by_panel <= by_row else (("m", 1.0), ("n", ORDER))
+def block_count(tiles: int, least: int) -> int:
+    """At least about `least` blocks of `tiles` tiles, with few tiles of padding in the last one."""
+    near = range(min(least, tiles), min(least + least // 4, tiles) + 1)
+    return min(near, key=lambda count: (ceil_div(tiles, count) * count, count))
+
+
+def _orders(shape: GemmShape, mr: int, packed: bool) -> list[tuple[Literal["m", "n"], int]]:
+    """Outer loops with the numbers of blocks of rows worth trying."""
+    tiles, size = ceil_div(shape.m, mr), 4 * shape.m * shape.k
+    sizes = (L2_BYTES // 2, 4 * L2_BYTES) if packed else ()
+    counts = {1, *(block_count(tiles, ceil_div(size, part)) for part in sizes)}
+    return [*(("n", count) for count in sorted(counts)), ("m", 1)]
+
+
+def _again(shape: GemmShape, tile: Tile, cycles: float) -> float:
+    """The factor for what is read again and again, a block of rows or all panels."""
+    if tile.outer == "m":
+        return 1.0 if shape.m <= tile.mr else all_weights_again(4 * shape.k * shape.n, cycles)
+    rows = ceil_div(shape.m, tile.blocks)
+    size = 4 * shape.k * rows
+    near, far = ROWS_AGAIN
+    local = size <= L2_BYTES // 2 or shape.n <= tile.nr
+    place = 1.0 if local else near if size <= SHARED_BYTES else far
+    return place + (2 / rows if tile.blocks > 1 else 0.0)
+
+
+def all_weights_again(size: int, cycles: float) -> float:
+    """The factor where `size` bytes of weights pass by each tile of rows: the first one waits for
+    memory, and what does not fit L2 comes from the last-level cache."""
+    near, far = PANELS_AGAIN
+    place = 1.0 if size <= L2_BYTES // 2 else near if size <= SHARED_BYTES else far
+    if L2_BYTES // 2 < size <= 2 * L2_BYTES:
+        place = 1 + (near - 1) / 4
+    return place + size / MEMORY_BYTES / cycles

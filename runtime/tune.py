@@ -43,7 +43,7 @@ from plait.runtime.executor import CompiledModel
 from plait.runtime.loader import Library
 
 TUNED = "tuned"  # kind of cache entry
-FORMAT = 1
+FORMAT = 2
 KEPT = 12  # candidates of a kernel that are measured
 HOPELESS = 2.5  # candidates estimated to take so many times the best are not
 MARGIN = 1.02

@@ -50,8 +50,9 @@ class Gemm:
 
     @property
     def row_tiles(self) -> int:
-        """Tiles along m, in whole chunks: a split that leaves a rest would need predicates."""
-        return ceil_div(ceil_div(self.shape.m, self.tile.mr), self.tile.chunks) * self.tile.chunks
+        """Tiles along m, in whole pieces: a split that leaves a rest would need predicates."""
+        pieces = max(self.tile.chunks, self.tile.blocks)
+        return ceil_div(ceil_div(self.shape.m, self.tile.mr), pieces) * pieces
 
     @property
     def panels(self) -> int:
@@ -87,7 +88,10 @@ def schedule_gemm(gemm: Gemm) -> Any:
 def _normalized(gemm: Gemm) -> Gemm:
     """The product with the way B is read and the chunks that its shape allows."""
     tile, shape = gemm.tile, gemm.shape
-    if gemm.rhs == "packed" or (gemm.rhs == "rows" and not gemm.ragged_columns):
+    if gemm.rhs == "packed":
+        return replace(gemm, tile=replace(tile, chunks=1))
+    tile = replace(tile, blocks=1)
+    if gemm.rhs == "rows" and not gemm.ragged_columns:
         return replace(gemm, tile=replace(tile, chunks=1))
     row_tiles = ceil_div(shape.m, tile.mr)
     if row_tiles == 1:  # each element of B is used once: nothing to gain from packing
@@ -159,7 +163,8 @@ def _schedule(sch: Any, tile: Tile, pack: bool, staged: bool) -> None:
         shared, at = sch.fuse(b, chunk, o), p
         sch.compute_at(sch.get_sblock("panel"), shared, preserve_unit_loops=True)
     else:
-        order = (b, o, p) if tile.outer == "n" else (b, p, o)
+        block, p = sch.split(p, [tile.blocks, None])
+        order = (b, block, o, p) if tile.outer == "n" else (b, block, p, o)
         sch.reorder(*order, k, r, i)
         shared = at = sch.fuse(*order)
     if staged:
@@ -195,17 +200,18 @@ def _vectorize_tile(sch: Any, block: Any, unroll: bool) -> None:
 
 def _asking_ahead(func: Any, gemm: Gemm) -> Any:
     """The body with a request for the next panel of B in every step of the reduction."""
-    ahead = Ahead(func.params[gemm.packed], gemm.panels, gemm.shape.k, gemm.tile.nr, gemm.row_tiles)
+    rows, blocks = gemm.row_tiles // gemm.tile.blocks, gemm.tile.blocks
+    ahead = Ahead(func.params[gemm.packed], gemm.panels, gemm.shape.k, gemm.tile.nr, rows, blocks)
     if not ahead.worthwhile:
         return func.body
     loops: list[Any] = []
     tvm_ffi.structural_walk(func.body, (tirx.For, lambda found: loops.append(found)), order="pre")
-    tile = loops[0].loop_var  # the outermost loop: panels, and row tiles in each
+    tile = loops[0].loop_var  # the outermost loop: blocks of rows, panels, and row tiles in each
 
     def asking(loop: Any) -> Any:
         if loop.loop_var.name != REDUCED:
             return loop
-        panel, row = tirx.floordiv(tile, gemm.row_tiles), tirx.floormod(tile, gemm.row_tiles)
+        panel, row = tirx.floordiv(tile, rows), tirx.floormod(tile, rows)
         body = tirx.SeqStmt([ahead.ask(panel, row, loop.loop_var), loop.body])
         return tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, body)
 

@@ -186,7 +186,7 @@ class Ahead:
 
     A block is read by `parts` passes of `steps` steps, `width` elements each; the first pass would
     wait for memory.  Here every step of every pass asks for its share of the next block instead,
-    so that memory is read evenly.
+    so that memory is read evenly.  All blocks are read `times` times, numbered on and on.
     """
 
     buffer: Any
@@ -194,6 +194,7 @@ class Ahead:
     steps: int
     width: int
     parts: int
+    times: int = 1
 
     @property
     def worthwhile(self) -> bool:
@@ -205,7 +206,9 @@ class Ahead:
         share = ceil_div(self.width, self.parts)
         size = self.steps * self.width
         start = tirx.min(part * (self.steps * share), self.steps * (self.width - share))
-        return tirx.min(block + 1, self.blocks - 1) * size + start + step * share
+        following = tirx.min(block + 1, self.blocks * self.times - 1)
+        following = tirx.floormod(following, self.blocks) if self.times > 1 else following
+        return following * size + start + step * share
 
     def ask(self, block: PrimExpr, part: PrimExpr, step: PrimExpr) -> Stmt:
         """Ask for the line of an element."""

@@ -122,12 +122,12 @@ def space(body: Graph, constant: tuple[bool, ...], threads: int) -> list[Candida
     def candidate(cycles: float, tile: Tile) -> Candidate:
         schedule = Schedule.make(
             "gemm", mr=tile.mr, nr=tile.nr, outer=tile.outer, chunks=tile.chunks,
-            parallel=int(tile.parallel), rhs=form,
+            parallel=int(tile.parallel), blocks=tile.blocks, rhs=form,
         )  # fmt: skip
         pack = {rhs: ("panels", tile.nr)} if packed else {}
         return Candidate(cycles, Selection(str(schedule), pack))
 
-    return [candidate(*found) for found in gemm_tiles(shape, threads)]
+    return [candidate(*found) for found in gemm_tiles(shape, threads, bool(packed))]
 
 
 def _unpacked_form(body: Graph, rhs: int, product: Product) -> str:
@@ -147,7 +147,8 @@ def build(body: Graph, schedule: Schedule) -> Any:
     shape = product.shape
     tile = Tile(schedule.number("mr"), schedule.number("nr"),
                 "m" if schedule.parameters["outer"] == "m" else "n",
-                schedule.number("chunks"), bool(schedule.number("parallel")))  # fmt: skip
+                schedule.number("chunks"), bool(schedule.number("parallel")),
+                schedule.number("blocks"))  # fmt: skip
     rhs = schedule.parameters["rhs"]
     operands = [_operand(i.type, f"x{k}") for k, i in enumerate(body.inputs)]
     access = Access(body, flat_reads(operands))

@@ -263,6 +263,15 @@ def test_tile(conv: ConvShape, tile: ConvTile) -> None:
     assert choose_conv_tile(conv, threads=2) == tile
 
 
+def test_images_beyond_the_cache_are_passed_over_once() -> None:
+    """Rather all weights by each tile of positions, unless there are few positions for many."""
+    orders = {}
+    for n, size, inputs, outputs in ((8, 28, 128, 512), (1, 14, 256, 1024)):
+        shape = ConvShape(WindowShape(n, size, size, inputs, 1, 1), outputs)
+        orders[n] = choose_conv_tile(shape, threads=2).order
+    assert orders == {8: "pos", 1: "oc"}
+
+
 def test_rows_are_cut_where_padding_is_much_of_the_window() -> None:
     tall = WindowShape(1, 16, 1, 128, 64, 1, low=(31, 0), high=(32, 0))
     assert rows_worth_cutting(ConvShape(tall, 128))

@@ -110,7 +110,15 @@ def test_value(shape: tuple[int, int, int, int], rhs: str) -> None:
 @pytest.mark.parametrize("rhs", ["packed", "any"])
 @pytest.mark.parametrize(
     "tile",
-    [Tile(4, 24, "m"), Tile(6, 16), Tile(3, 8, chunks=2), Tile(2, 8, chunks=3), Tile(1, 64)],
+    [
+        Tile(4, 24, "m"),
+        Tile(6, 16),
+        Tile(3, 8, chunks=2),
+        Tile(2, 8, chunks=3),
+        Tile(1, 64),
+        Tile(2, 16, blocks=3),
+        Tile(3, 24, "m", blocks=2),
+    ],
     ids=str,
 )
 def test_any_tile_has_the_same_bits(tile: Tile, rhs: str) -> None:
@@ -193,6 +201,14 @@ def test_all_of_the_next_panel_is_asked_for_and_nothing_beyond_the_last(
         assert min(asked) == first
         assert max(asked) < blocks * size
         assert {at // line for at in asked} >= {k // line for k in range(first, first + size)}
+
+
+def test_panels_read_several_times_are_asked_for_in_turn() -> None:
+    """After the last panel of a block of rows comes the first one again."""
+    ahead = Ahead(None, 3, 50, 16, 2, times=2)
+    zero = tirx.const(0, "int32")
+    found = [int(ahead.at(tirx.const(turn, "int32"), zero, zero)) // 800 for turn in range(6)]
+    assert found == [1, 2, 0, 1, 2, 2]
 
 
 def test_panels_that_stay_in_the_cache_are_not_asked_for() -> None:

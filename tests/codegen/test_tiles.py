@@ -5,11 +5,15 @@ from __future__ import annotations
 import pytest
 
 from plait.codegen.tiles import (
+    L2_BYTES,
     LANES,
     REGISTERS,
     GemmShape,
+    block_count,
+    ceil_div,
     choose_tile,
     gemm_cycles,
+    gemm_tiles,
     register_tiles,
 )
 
@@ -33,6 +37,26 @@ def test_tiles_fit_the_registers() -> None:
 def test_choice(shape: tuple[int, int, int, int], tile: tuple[int, int]) -> None:
     chosen = choose_tile(GemmShape(*shape), threads=2)
     assert (chosen.mr, chosen.nr) == tile
+
+
+def test_many_rows_pass_in_blocks_that_stay_in_cache() -> None:
+    chosen = choose_tile(GemmShape(1, 12000, 384, 384), threads=2)
+    rows = 12000 / chosen.blocks
+    assert chosen.outer == "n"
+    assert 4 * rows * 384 <= L2_BYTES / 2
+    assert choose_tile(GemmShape(1, 128, 768, 768), threads=2).blocks == 1
+
+
+@pytest.mark.parametrize(("tiles", "least"), [(375, 9), (1, 1), (3, 7), (3000, 71), (10, 0)])
+def test_blocks_have_little_padding(tiles: int, least: int) -> None:
+    count = block_count(tiles, max(1, least))
+    assert min(least, tiles) <= count <= tiles
+    assert ceil_div(tiles, count) * count <= tiles * 1.02
+
+
+def test_products_that_pack_their_panels_have_one_block() -> None:
+    tiles = gemm_tiles(GemmShape(1, 12000, 384, 384), threads=2, packed=False)
+    assert {tile.blocks for _, tile in tiles} == {1}
 
 
 def test_small_products_stay_on_one_thread() -> None:
