@@ -29,7 +29,7 @@ from plait.codegen.tvm.blocks import (
     unrolled,
     weight,
 )
-from plait.codegen.tvm.loops import along, loop, put
+from plait.codegen.tvm.loops import along, loop, put, sequence
 from plait.codegen.tvm.operands import Operands
 from plait.codegen.tvm.scalars import const
 
@@ -64,6 +64,20 @@ class Tiles:
     @cached_property
     def blocks(self) -> int:
         return ceil_div(self.op.keys, self.block_keys)
+
+    @cached_property
+    def panels(self) -> list[tuple[int, int, int]]:
+        """Panels of columns of V, alike ones together: first column, vectors (0 for a single
+        column), number."""
+        vectors, rest = divmod(self.op.width, LANES)
+        count = ceil_div(vectors, MAX_PANEL)
+        widths = [vectors // count + (k < vectors % count) for k in range(count)]
+        found, at = list[tuple[int, int, int]](), 0
+        for width, alike in groupby([*widths, *(0 for _ in range(rest))]):
+            number = len(list(alike))
+            found.append((at, width, number))
+            at += number * (width * LANES or 1)
+        return found
 
     @cached_property
     def padded_keys(self) -> int:
@@ -140,7 +154,7 @@ class Task:
         return bounded(n, self.op.keys - 1, self.tiles.padded_keys != self.op.keys)
 
     def copies(self) -> list[Stmt]:
-        """K and V of the head, each contiguous."""
+        """K of the head, contiguous, and V as panels, contiguous each."""
         op = self.op
 
         def key(n: PrimExpr) -> Stmt:
@@ -149,20 +163,29 @@ class Task:
                 self.keys, n * op.depth + d, op.key(self.head, source, d)))  # fmt: skip
 
         def value(n: PrimExpr) -> Stmt:
-            return along(op.width, lambda e: put(
-                self.values, n * op.width + e, op.value(self.head, n, e)))  # fmt: skip
+            return sequence([
+                loop(number, lambda p, at=at, width=vectors * LANES or 1: along(
+                    width, lambda e: put(self.values, self.place(n, at + p * width, width) + e,
+                                         op.value(self.head, n, at + p * width + e))), None, "p")
+                for at, vectors, number in self.tiles.panels
+            ])  # fmt: skip
 
         return [loop(self.tiles.padded_keys, key, None, "n"), loop(op.keys, value, None, "n")]
+
+    def place(self, n: PrimExpr, column: PrimExpr, width: int) -> PrimExpr:
+        """Where the copy of V has key n in the panel of `width` columns from `column` on."""
+        return column * self.op.keys + n * width
 
     def key(self, n: PrimExpr, d: PrimExpr) -> PrimExpr:
         if self.tiles.copy:
             return self.keys[n * self.op.depth + d]
         return self.op.key(self.head, self.key_row(n), d)
 
-    def value(self, n: PrimExpr, e: PrimExpr) -> PrimExpr:
+    def value(self, n: PrimExpr, column: PrimExpr, width: int, e: PrimExpr) -> PrimExpr:
+        """Element e of a panel's row."""
         if self.tiles.copy:
-            return self.values[n * self.op.width + e]
-        return self.op.value(self.head, n, e)
+            return self.values[self.place(n, column, width) + e]
+        return self.op.value(self.head, n, column + e)
 
     # A tile of rows
 
@@ -297,16 +320,10 @@ class Task:
     def products(self, first: PrimExpr, count: PrimExpr, base: PrimExpr | None = None
                  ) -> list[Stmt]:  # fmt: skip
         """Weights times V: into the output, or with `base` onto the rescaled sums."""
-        vectors, rest = divmod(self.op.width, LANES)
-        panels = ceil_div(vectors, MAX_PANEL)
-        widths = [vectors // panels + (k < vectors % panels) for k in range(panels)]
-        stmts: list[Stmt] = []
-        at = 0
-        for width, alike in groupby([*widths, *(0 for _ in range(rest))]):
-            number, columns = len(list(alike)), width * LANES or 1
-            stmts.append(loop(number, self.panel(first, count, base, at, width), None, "panel"))
-            at += number * columns
-        return stmts
+        return [
+            loop(number, self.panel(first, count, base, at, vectors), None, "panel")
+            for at, vectors, number in self.tiles.panels
+        ]
 
     def panel(self, first: PrimExpr, count: PrimExpr, base: PrimExpr | None, start: int,
               vectors: int) -> Callable[[PrimExpr], Stmt]:  # fmt: skip
@@ -363,7 +380,7 @@ class ProductTile:
             return put(acc, r * width + e, ZERO if base is None else old)
 
         def add(n: PrimExpr, r: PrimExpr, e: PrimExpr) -> Stmt:
-            value = task.value(origin + n, self.column + e)
+            value = task.value(origin + n, self.column, width, e)
             product = task.scores[n * task.lanes + self.row + r] * value
             return put(acc, r * width + e, product + acc[r * width + e])
 
