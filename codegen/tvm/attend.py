@@ -36,8 +36,9 @@ from plait.codegen.tvm.scalars import const
 PrimExpr = Any
 Stmt = Any
 
-MAX_PANEL = 3  # vectors of V in a register tile
-TILE_ROWS = {3: 4, 2: 4, 1: 8, 0: 8}  # query rows of it, by those vectors; 0 for a single column
+# Query rows of a register tile by the vectors of V in it (0 for a single column), for tiles of
+# rows that are a multiple of six or not: twelve accumulators where they fit.
+SIXES, FOURS = {2: 6, 1: 8, 0: 8}, {3: 4, 2: 4, 1: 8, 0: 8}
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,15 @@ class Tiles:
         return ceil_div(self.op.keys, self.block_keys)
 
     @cached_property
+    def tile_rows(self) -> dict[int, int]:
+        return FOURS if self.lanes % 6 else SIXES
+
+    @cached_property
     def panels(self) -> list[tuple[int, int, int]]:
         """Panels of columns of V, alike ones together: first column, vectors (0 for a single
         column), number."""
         vectors, rest = divmod(self.op.width, LANES)
-        count = ceil_div(vectors, MAX_PANEL)
+        count = ceil_div(vectors, max(self.tile_rows))
         widths = [vectors // count + (k < vectors % count) for k in range(count)]
         found, at = list[tuple[int, int, int]](), 0
         for width, alike in groupby([*widths, *(0 for _ in range(rest))]):
@@ -328,7 +333,7 @@ class Task:
     def panel(self, first: PrimExpr, count: PrimExpr, base: PrimExpr | None, start: int,
               vectors: int) -> Callable[[PrimExpr], Stmt]:  # fmt: skip
         """Panel p from column `start` on, `vectors` wide, one register tile of rows at a time."""
-        rows, width = TILE_ROWS[vectors], vectors * LANES or 1
+        rows, width = self.tiles.tile_rows[vectors], vectors * LANES or 1
 
         def build(p: PrimExpr) -> Stmt:
             def group(g: PrimExpr) -> Stmt:

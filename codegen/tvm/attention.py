@@ -16,10 +16,11 @@ from plait.codegen.tvm.operands import Operands
 from plait.ir.graph import Graph
 from plait.passes.select import Selection
 
-KEY_BLOCK = 256  # keys of a block: its scores for 16 rows take half of an L1 cache
+KEY_BLOCK = 128  # keys of a block: its scores for 24 rows and a panel of V fit an L1 cache
 SINGLE_BLOCK = 384  # up to so many keys need no second block
-ROW_LANES = 16  # query rows of a tile, 8 if there are few rows
-KEY_TILES = (4, 5, 6)  # keys of a register tile: 6 by 16 scores leave room for operands
+# Query rows of a tile, if there are many, with their relative cost and the keys of a register tile:
+# 6 by 16 or 4 by 24 scores leave room for operands.  A panel of V has 12 accumulators only with 24.
+ROW_LANES = {16: (1.03, (4, 5, 6)), 24: (1.0, (4,))}
 
 
 def choose(body: Graph, constant: tuple[bool, ...], threads: int) -> Selection | None:
@@ -30,13 +31,13 @@ def choose(body: Graph, constant: tuple[bool, ...], threads: int) -> Selection |
     parts = threads if _cycles(op) >= PARALLEL_CYCLES else 1
     if op.rows == 1:
         return Selection(str(Schedule.make("attention", form="decode", shared=int(parts > 1))))
-    lanes = LANES if op.rows <= LANES else ROW_LANES
+    lanes = _lanes(op.rows)
     tiles = ceil_div(op.rows, lanes)
     even = op.heads % parts == 0 or op.heads >= 8 * parts
     chunks = 1 if even else min(parts, tiles)
     schedule = Schedule.make(
-        "attention", form="tiles", lanes=lanes, keys=_key_tile(op.keys), block=_block(op.keys),
-        chunks=chunks, copy=int(ceil_div(tiles, chunks) >= 3), parts=parts,
+        "attention", form="tiles", lanes=lanes, keys=_key_tile(op.keys, lanes),
+        block=_block(op.keys), chunks=chunks, copy=int(ceil_div(tiles, chunks) >= 3), parts=parts,
     )  # fmt: skip
     return Selection(str(schedule))
 
@@ -46,9 +47,17 @@ def _cycles(op: Operands) -> int:
     return op.heads * op.rows * op.keys * (op.depth + op.width) // 16
 
 
-def _key_tile(keys: int) -> int:
+def _lanes(rows: int) -> int:
+    """Query rows of a tile: few wasted ones."""
+    if rows <= LANES:
+        return LANES
+    return min(ROW_LANES, key=lambda n: ceil_div(rows, n) * n * ROW_LANES[n][0])
+
+
+def _key_tile(keys: int, lanes: int) -> int:
     """Keys of a register tile: few wasted ones, and enough chains of multiply-adds."""
-    return min(KEY_TILES, key=lambda n: (ceil_div(keys, n) * (max(n, 4) + 0.5), -n))
+    tiles = ROW_LANES[max(lanes, min(ROW_LANES))][1]
+    return min(tiles, key=lambda n: (ceil_div(keys, n) * (max(n, 4) + 0.5), -n))
 
 
 def _block(keys: int) -> int:
