@@ -69,6 +69,7 @@ def check(graph: Graph, inputs: list[Array] | None = None) -> tuple[Module, Arra
         ((1, 1, 1, 2, 9), (1, 1, 1, 3, 9), 1),
         ((2, 6, 17, 8), (2, 2, 31, 8), 72),
         ((1, 3, 50, 64), (1, 3, 197, 64), None),
+        ((1, 2, 72, 16), (1, 2, 400, 16), 68),
     ],
 )  # fmt: skip
 def test_sizes(q: Sequence[int], k: Sequence[int], width: int | None) -> None:
