@@ -30,9 +30,10 @@ RESULTS: Final = ROOT / "benchmarks" / "results"
 README: Final = ROOT / "README.md"
 PLOTS: Final = ROOT / "docs"
 MODELS: Final = (
-    "mlp", "lstm", "minilm", "bert_base", "gpt2", "vit_s", "resnet18", "resnet50", "mobilenet_v2",
-    "convnext_t", "swin_t", "efficientnet_b0", "densenet121", "vgg16", "whisper_tiny", "t5_small",
-    "gpt2_decode", "crepe_tiny", "crepe_full", "mtcnn_pnet", "mtcnn_rnet", "mtcnn_onet",
+    "mlp", "lstm", "gru", "minilm", "bert_base", "gpt2", "vit_s", "resnet18", "resnet50",
+    "mobilenet_v2", "convnext_t", "swin_t", "efficientnet_b0", "densenet121", "vgg16",
+    "whisper_tiny", "t5_small", "gpt2_decode", "crepe_tiny", "crepe_full", "mtcnn_pnet",
+    "mtcnn_rnet", "mtcnn_onet",
 )  # fmt: skip
 PEERS: Final = ("eager", "inductor", "openvino", "onnxruntime")
 OURS: Final = "plait"

@@ -191,7 +191,7 @@ class FaceNet(nn.Module):
         return (*others, torch.softmax(scores, dim=1))
 
 
-class Recurrent(nn.Module):
+class StackedLSTM(nn.Module):
     """Stacked LSTM over [batch, steps, features]; returns outputs, last hidden, last cell."""
 
     def __init__(self, features: int, hidden: int, layers: int) -> None:
@@ -202,6 +202,19 @@ class Recurrent(nn.Module):
         """Run the whole sequence from a zero state."""
         output, (hidden, cell) = self.lstm(x)
         return output, hidden, cell
+
+
+class StackedGRU(nn.Module):
+    """Stacked GRU over [batch, steps, features]; returns outputs and last hidden."""
+
+    def __init__(self, features: int, hidden: int, layers: int) -> None:
+        super().__init__()
+        self.gru = nn.GRU(features, hidden, layers, batch_first=True)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the whole sequence from a zero state."""
+        output, hidden = self.gru(x)
+        return output, hidden
 
 
 def package_folder(package: str) -> Path:
@@ -553,7 +566,13 @@ def mlp() -> ZooEntry:
 @seeded
 def lstm() -> ZooEntry:
     """Two layers of LSTM, 256 hidden units, 64 steps of 80 features."""
-    return random_entry(Recurrent(80, 256, 2), (torch.randn(1, 64, 80),))
+    return random_entry(StackedLSTM(80, 256, 2), (torch.randn(1, 64, 80),))
+
+
+@seeded
+def gru() -> ZooEntry:
+    """Two layers of GRU, 256 hidden units, 64 steps of 80 features."""
+    return random_entry(StackedGRU(80, 256, 2), (torch.randn(1, 64, 80),))
 
 
 ZOO: Final[Mapping[str, Callable[[], ZooEntry]]] = MappingProxyType(
@@ -581,5 +600,6 @@ ZOO: Final[Mapping[str, Callable[[], ZooEntry]]] = MappingProxyType(
         "vgg16": vgg16,
         "mlp": mlp,
         "lstm": lstm,
+        "gru": gru,
     }
 )

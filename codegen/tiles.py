@@ -70,10 +70,14 @@ def register_tiles(m: int, n: int) -> list[tuple[int, int]]:
     ]
 
 
+def step_cycles(mr: int, nv: int) -> float:
+    """Cycles of one step of the reduction for a tile of `mr` rows by `nv` vectors."""
+    return max(FMA_LATENCY, mr * nv / 2, (mr + nv) / 2, nv) + LOOP_CYCLES
+
+
 def gemm_cycles(shape: GemmShape, mr: int, nr: int, threads: int, blocks: int = 1) -> float:
     """Cycles of the busiest thread when a product is cut into `mr` by `nr` tiles."""
-    nv = nr // LANES
-    step = max(FMA_LATENCY, mr * nv / 2, (mr + nv) / 2, nv) + LOOP_CYCLES
+    step = step_cycles(mr, nr // LANES)
     row_tiles = ceil_div(ceil_div(shape.m, mr), blocks) * blocks
     tiles = shape.batch * row_tiles * ceil_div(shape.n, nr)
     return ceil_div(tiles, threads) * (shape.k * step + TILE_CYCLES)

@@ -238,7 +238,10 @@ def _composites() -> Iterator[Sample]:
     for reverse in (False, True):
         state = floats(3, 4, seed=9), floats(3, 4, seed=10)
         operands = (floats(5, 3, 16), *state, floats(16, 4, seed=11))
-        yield Sample("lstm", operands, {"reverse": reverse}, "backward" if reverse else "forward")
+        label = "backward" if reverse else "forward"
+        yield Sample("lstm", operands, {"reverse": reverse}, label)
+        operands = (floats(5, 3, 12), state[0], floats(12, 4, seed=11), floats(4, seed=12))
+        yield Sample("gru", operands, {"reverse": reverse}, label)
     yield from _attention()
 
 

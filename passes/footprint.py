@@ -57,7 +57,7 @@ def output_bytes(graph: Graph) -> int:
 def flops(graph: Graph) -> int:
     """Floating-point operations of the graph's contractions: two per multiply-add.
 
-    Attention counts its two products, an LSTM the product with its recurrent weights.
+    Attention counts its two products, a recurrence the product with its recurrent weights.
     """
     total = 0
     for node in graph.nodes:
@@ -69,9 +69,10 @@ def flops(graph: Graph) -> int:
             *lead, rows, width = graph.types[node.operands[0]].static("flop count")
             length, depth = graph.types[node.operands[2]].static("flop count")[-2:]
             total += 2 * math.prod(lead) * rows * length * (width + depth)
-        elif node.op == "lstm":
+        elif node.op in ("lstm", "gru"):
             steps, batch, wide = graph.types[node.operands[0]].static("flop count")
-            total += 2 * steps * batch * wide * (wide // 4)
+            _, units = graph.types[node.operands[1]].static("flop count")
+            total += 2 * steps * batch * wide * units
     return total
 
 

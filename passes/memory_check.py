@@ -151,7 +151,7 @@ def _place_by_place(graph: Graph, k: int, v: int, operand: int) -> bool:
             continue
         plain = node.op not in ("slice", "take", "gather", "pad", "concat", "reverse", "transpose",
                                 "reshape", "broadcast_to", "dot_general", "conv", "attention",
-                                "lstm", "max_pool", "sum_pool")  # fmt: skip
+                                "lstm", "gru", "max_pool", "sum_pool")  # fmt: skip
         same = node.types[0].shape == body.types[out].shape and strides(node.types[0]) == strides(
             body.types[position]
         )

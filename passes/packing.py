@@ -19,6 +19,8 @@ from plait.ir.ops.contraction import free_dims
 from plait.ir.types import TensorType
 from plait.ir.winograd import TAPS, filtering
 
+LANES = 8  # float32 elements of a vector register
+
 
 def _ceil(n: int, block: int) -> int:
     return -(-n // block)
@@ -140,28 +142,42 @@ class Lanes:
 
 @dataclass(frozen=True)
 class GatePanels:
-    """Recurrent weights [4H, H] of a cell as [ceil(H / nr), H, 4, nr]: the gates of nr units."""
+    """Recurrent weights [G * H, H] of G gates as panels [chunks, G * units / nr, H, nr].
 
+    A chunk has the gates of `units` hidden units, gate by gate; a vector never holds two gates.
+    """
+
+    gates: int
     block: int
 
     @staticmethod
     def of(node: Node, type: TensorType, block: int) -> GatePanels:
-        return GatePanels(block)
+        rows, units = type.static("packing")
+        return GatePanels(rows // units, block)
+
+    @property
+    def units(self) -> int:
+        """Hidden units of a chunk: the fewest whose gates are whole panels."""
+        return math.lcm(self.block, self.gates * LANES) // self.gates
 
     def pack(self, w: Any) -> Any:
-        units, k = w.shape[0] // 4, w.shape[1]
-        blocks = _ceil(units, self.block)
-        wide = np.zeros((4, blocks * self.block, k), w.dtype)
-        wide[:, :units] = w.reshape(4, units, k)
-        split = wide.reshape(4, blocks, self.block, k)
-        return np.ascontiguousarray(np.transpose(split, (1, 3, 0, 2)))
+        units, k = w.shape[0] // self.gates, w.shape[1]
+        chunks = _ceil(units, self.units)
+        wide = np.zeros((self.gates, chunks * self.units, k), w.dtype)
+        wide[:, :units] = w.reshape(self.gates, units, k)
+        split = wide.reshape(self.gates, chunks, self.units, k).swapaxes(0, 1)
+        panels = split.reshape(chunks, -1, self.block, k)
+        return np.ascontiguousarray(panels.swapaxes(2, 3))
 
     def unpack(self, b: Builder, packed: Value, type: TensorType) -> Value:
-        blocks, k, gates, nr = packed.type.static("packing")
-        units = type.static("packing")[0] // gates
-        wide = b.reshape(b.transpose(packed, (2, 0, 3, 1)), (gates, blocks * nr, k))
-        if blocks * nr != units:
-            wide = b.emit("slice", wide, start=(0, 0, 0), step=(1, 1, 1), size=(gates, units, k))
+        rows, k = type.static("packing")
+        units, chunks = rows // self.gates, packed.type.static("packing")[0]
+        split = b.reshape(b.transpose(packed, (0, 1, 3, 2)), (chunks, self.gates, self.units, k))
+        wide = b.transpose(split, (1, 0, 2, 3))
+        wide = b.reshape(wide, (self.gates, chunks * self.units, k))
+        if chunks * self.units != units:
+            size = (self.gates, units, k)
+            wide = b.emit("slice", wide, start=(0, 0, 0), step=(1, 1, 1), size=size)
         return b.reshape(wide, type.shape)
 
 

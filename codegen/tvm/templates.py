@@ -10,9 +10,9 @@ from plait.codegen.tvm.attention import ATTENTION
 from plait.codegen.tvm.conv import CONV
 from plait.codegen.tvm.generic import build_generic
 from plait.codegen.tvm.loopnest import build_nest
-from plait.codegen.tvm.lstm import LSTM
 from plait.codegen.tvm.narrow import NARROW
 from plait.codegen.tvm.product import GEMM
+from plait.codegen.tvm.recurrent import RECURRENT
 from plait.codegen.tvm.stripes import STRIPES
 from plait.codegen.tvm.window import DEPTHWISE, POOL
 from plait.codegen.tvm.winograd import WINOGRAD
@@ -45,7 +45,7 @@ LOOPS = Template("loops", single(_choose_loops), _build_loops)
 TEMPLATES = (
     STRIPES,
     ATTENTION,
-    LSTM,
+    RECURRENT,
     GEMM,
     DEPTHWISE,
     NARROW,

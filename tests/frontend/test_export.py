@@ -17,7 +17,8 @@ from plait.ir.agreement import compare
 from plait.ir.errors import Unsupported, UsageError
 from plait.ir.interp import interpret
 
-SMALL = ("minilm_batch", "crepe_tiny", "mtcnn_pnet", "mtcnn_rnet", "mtcnn_onet", "mlp", "lstm")
+SMALL = ("minilm_batch", "crepe_tiny", "mtcnn_pnet", "mtcnn_rnet", "mtcnn_onet", "mlp", "lstm",
+         "gru")  # fmt: skip
 
 
 def check(model: CapturedModel) -> None:
@@ -40,6 +41,29 @@ def test_zoo_models_are_captured_whole(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(set(ZOO) - set(SMALL)))
 def test_large_zoo_models_are_captured_whole(name: str) -> None:
     test_zoo_models_are_captured_whole(name)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"bias": False}, {"num_layers": 2, "bidirectional": True}, {"batch_first": True}],
+)
+@pytest.mark.parametrize("given", [False, True], ids=["zero state", "given state"])
+def test_a_recurrent_layer_is_one_op_for_each_direction(
+    kind: type[nn.LSTM | nn.GRU], options: dict[str, Any], given: bool
+) -> None:
+    torch.manual_seed(5)
+    layer = kind(3, 5, **options).eval()
+    rows = options.get("num_layers", 1) * (1 + options.get("bidirectional", False))
+    states = [torch.randn(rows, 4, 5) for _ in range(1 + (kind is nn.LSTM))]
+    args: tuple[Any, ...] = (torch.randn(4, 4, 3),)
+    if given:
+        args = (*args, tuple(states) if kind is nn.LSTM else states[0])
+    model = capture(layer, args)
+    assert not model.fallbacks
+    ops = [node.op for node in model.graph.nodes]
+    assert ops.count(kind.__name__.lower()) == rows
+    check(model)
 
 
 class Tied(nn.Module):

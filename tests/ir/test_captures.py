@@ -274,6 +274,14 @@ def composites() -> Iterator[Case]:
                True, 2, 0.0, False, True, True)  # fmt: skip
     yield case("aten.lstm.input", floats(6, 3, 5), [s[:1] for s in state], weights[:2], False, 1,
                0.0, False, False, False)  # fmt: skip
+    weights = [w[:12] for w in weights]
+    second = [floats(12, 8, seed=3), *weights[1:]]
+    yield case("aten.gru.input", floats(6, 3, 5), state[0], [*weights, *weights], True, 1, 0.0,
+               False, True, False)  # fmt: skip
+    yield case("aten.gru.input", floats(3, 6, 5), four[0], [*weights, *weights, *second, *second],
+               True, 2, 0.0, False, True, True)  # fmt: skip
+    yield case("aten.gru.input", floats(6, 3, 5), state[0][:1], weights[:2], False, 1, 0.0, False,
+               False, False)  # fmt: skip
 
 
 FAMILIES = (elementwise, activations, movement, sources, reductions, contractions, pools,

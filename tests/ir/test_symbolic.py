@@ -51,6 +51,7 @@ REFUSALS = {
     "reshape": ("cannot view",),
     "conv": ("a symbolic window", "channels, weights expect"),
     "lstm": ("gates and state differ in width",),
+    "gru": ("gates and state differ in width",),
     "attention": ("are no multiple of",),
 }
 

@@ -27,6 +27,10 @@ def test_flops_of_a_recurrence() -> None:
     types = (f32(6, 2, 20), f32(2, 5), f32(2, 5), f32(20, 5))
     outs = b.emit_all("lstm", tuple(map(b.input, types)), {"reverse": False})
     assert flops(b.finish(list(outs))) == 2 * 6 * 2 * 20 * 5
+    b = Builder()
+    types = (f32(6, 2, 15), f32(2, 5), f32(15, 5), f32(5))
+    outs = b.emit_all("gru", tuple(map(b.input, types)), {"reverse": False})
+    assert flops(b.finish(list(outs))) == 2 * 6 * 2 * 15 * 5
 
 
 def sliced(b: Builder, x: Value) -> Value:

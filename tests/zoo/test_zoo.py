@@ -19,7 +19,7 @@ from plait.passes.memory_check import check_plan
 from plait.runtime.compiler import compile_graph
 
 QUICK = ("mlp", "mtcnn_pnet", "mtcnn_rnet", "mtcnn_onet", "crepe_tiny", "minilm", "lstm",
-         "mobilenet_v2")  # fmt: skip
+         "gru", "mobilenet_v2")  # fmt: skip
 NAMES = [
     pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in ZOO
 ]  # fmt: skip

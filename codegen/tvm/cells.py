@@ -1,0 +1,119 @@
+"""The formulas of recurrent cells as TIR: from the gates of a hidden unit to its new state.
+
+A gate is a ratio whose terms come from one power e**x, and products of gates share a division: half
+the arithmetic of separate calls of sigmoid and tanh.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from plait.codegen.tvm.loops import put
+from plait.codegen.tvm.lower import lower
+from plait.ir import expr as e
+from plait.ir import types as t
+from plait.ir.expr import Expr
+
+PrimExpr = Any
+Stmt = Any
+
+# (2**u - 1) / u on |u| <= 1/2: a weighted minimax fit, relative error 1.3e-8.
+_POWER = (6.931471825e-1, 2.402264923e-1, 5.550367385e-2, 9.618305601e-3, 1.338742208e-3,
+          1.538462820e-4)  # fmt: skip
+_ROUND = 1.5 * 2.0**23 + 127  # x + _ROUND is x rounded to an integer, its low bits n + 127
+_LOG2E = 1.4426950408889634
+SIGMOID_BOUND = 87.0  # beyond it the gate is 0 or 1, and e**x no float
+TANH_BOUND = 9.5  # beyond it tanh is 1
+
+
+def power_parts(x: Expr, factor: float, bound: float) -> tuple[Expr, Expr, Expr]:
+    """p, r and q with e**(factor x) = p (1 + r q), for x held to `bound`; NaN stays NaN."""
+    held = e.select(x > bound, e.lit(bound, t.f32), x)
+    held = e.select(held < -bound, e.lit(-bound, t.f32), held)
+    rounded = e.fma(held, factor * _LOG2E, _ROUND)
+    rest = e.fma(held, factor * _LOG2E, -(rounded - _ROUND))
+    value = e.fma(rest, _POWER[-1], _POWER[-2])
+    for c in reversed(_POWER[:-2]):
+        value = e.fma(value, rest, c)
+    return (rounded.bitcast(t.i32) << 23).bitcast(t.f32), rest, value
+
+
+def sigmoid_below(x: Expr) -> Expr:
+    """1 + e**-x, by which sigmoid divides; relative error 2e-7."""
+    power, rest, value = power_parts(x, -1.0, SIGMOID_BOUND)
+    return e.fma(e.fma(value, rest, 1.0), power, 1.0)
+
+
+def tanh_ratio(x: Expr) -> tuple[Expr, Expr]:
+    """e**2x - 1 and e**2x + 1, whose ratio is tanh; relative error 3e-7, also near zero."""
+    power, rest, value = power_parts(x, 2.0, TANH_BOUND)
+    top = e.fma(power * rest, value, power - 1.0)
+    return top, top + 2.0
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Where a unit of a row has its numbers, as buffer and index.
+
+    gates: the recurrent products with what they started from; inputs: the input's share of a gate;
+    old, new: the hidden state before and after; carried: the other state, renewed in place.
+    """
+
+    gates: Sequence[tuple[Any, PrimExpr]]
+    inputs: Callable[[int], PrimExpr]
+    old: tuple[Any, PrimExpr]
+    new: tuple[Any, PrimExpr]
+    carried: Sequence[tuple[Any, PrimExpr]]
+
+    def value(self, formula: Expr, inputs: Sequence[int] = ()) -> PrimExpr:
+        """A formula of the gates, the old hidden state, the carried state and input shares."""
+        kept = [buffer[at] for buffer, at in (*self.gates, self.old, *self.carried)]
+        given = [*kept, *map(self.inputs, inputs)]
+        return lower(formula, lambda k, _: given[k], {})
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A kind of recurrent layer.
+
+    weights, bias: numbers of the operands with the recurrent weights and with what the recurrent
+    share of the gates in `apart` starts from; all others start from the input's share.
+    states: how many states there are, the hidden one first.
+    """
+
+    gates: int
+    states: int
+    weights: int
+    update: Callable[[Unit], list[Stmt]]
+    bias: int = -1
+    apart: tuple[int, ...] = ()
+
+
+def _loads(count: int) -> list[Expr]:
+    return [e.Load(k, (), t.f32) for k in range(count)]
+
+
+def _lstm(unit: Unit) -> list[Stmt]:
+    """c' = sigmoid(f) c + sigmoid(i) tanh(g), h' = sigmoid(o) tanh(c')."""
+    i, f, g, o, _, c = _loads(6)
+    top, bottom = tanh_ratio(g)
+    cell = unit.value(c / sigmoid_below(f) + top / (bottom * sigmoid_below(i)))
+    top, bottom = tanh_ratio(c)
+    hidden = unit.value(top / (bottom * sigmoid_below(o)))
+    return [put(*unit.carried[0], cell), put(*unit.new, hidden)]
+
+
+def _gru(unit: Unit) -> list[Stmt]:
+    """n = tanh(x + sigmoid(r) (w h + b)), h' = n + sigmoid(z) (h - n)."""
+    r, z, product, h, x = _loads(5)
+    top, bottom = tanh_ratio(x + product / sigmoid_below(r))
+    n = top / bottom
+    return [put(*unit.new, unit.value(n + (h - n) / sigmoid_below(z), inputs=(2,)))]
+
+
+CELLS: Final[Mapping[str, Cell]] = {
+    "lstm": Cell(gates=4, states=2, weights=3, update=_lstm),
+    "gru": Cell(gates=3, states=1, weights=2, update=_gru, bias=3, apart=(2,)),
+}

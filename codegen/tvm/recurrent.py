@@ -1,0 +1,289 @@
+"""A recurrent layer as one kernel: the loop over time inside, the state in scratch.
+
+A step cuts the hidden units into chunks.  The gates of a chunk are products of the hidden state
+with panels of weights [chunk, panel, k, column]: a panel stays in the nearest cache while all rows
+of the batch pass over it, register tile by register tile.  Then the cell's formula gives the
+chunk's new state.  The hidden state is kept twice, read and written in turn.  Threads share the
+chunks of a step and meet at a barrier after it: each core then reads only its own part of the
+weights, which its cache may hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tvm
+from tvm import tirx
+
+from plait.codegen.schedule import Schedule
+from plait.codegen.target import Candidate, Template
+from plait.codegen.tiles import LANES, TILE_CYCLES, ceil_div, register_tiles, step_cycles
+from plait.codegen.tvm.access import Access, flat_reads, source_input
+from plait.codegen.tvm.blocks import bounded, scratch, unrolled
+from plait.codegen.tvm.cells import CELLS, Unit
+from plait.codegen.tvm.generic import anchor_of
+from plait.codegen.tvm.loops import Parameters, along, loop, put, sequence, vectors
+from plait.codegen.tvm.scalars import const
+from plait.ir.graph import Graph
+from plait.passes.packing import GatePanels
+from plait.passes.select import Selection
+
+PrimExpr = Any
+Stmt = Any
+
+SHARED_STEP = 50_000  # multiply-adds of a step from which a barrier costs less than it saves
+MOST_VECTORS = 6  # of a panel: its weights come from L2, a vector a cycle
+UPDATE_CYCLES = 65  # of the cell's formula for a vector of units
+
+
+def space(body: Graph, constant: tuple[bool, ...], threads: int) -> list[Candidate]:
+    """Register tiles for any body of a recurrence, best first.
+
+    Constant weights are packed ahead of time, others by the kernel.
+    """
+    if not any(n.op in CELLS for n in body.nodes):
+        return []
+    node = body.nodes[anchor_of(body)]
+    cell = CELLS[node.op]
+    steps, batch, wide = body.types[node.operands[0]].static("selection")
+    units = wide // cell.gates
+    w = node.operands[cell.weights]
+    packed = w < len(body.inputs) and constant[w] and len(body.users[w]) == 1
+    parts = threads if batch * wide * units >= SHARED_STEP else 1
+    found = []
+    for mr, nr in register_tiles(batch, min(wide, MOST_VECTORS * LANES)):
+        schedule = Schedule.make("recurrent", mr=mr, nr=nr, packed=int(packed), parts=parts)
+        selection = Selection(str(schedule), {w: ("gates", nr)} if packed else {})
+        cycles = steps * _step_cycles(batch, units, cell.gates, mr, nr, parts)
+        found.append(Candidate(cycles, selection))
+    return sorted(found, key=lambda c: c.cycles)
+
+
+def _step_cycles(batch: int, units: int, gates: int, mr: int, nr: int, parts: int) -> float:
+    """Cycles of the busiest thread in a step."""
+    chunk = GatePanels(gates, nr).units
+    tiles = [mr] * (batch // mr) + ([batch % mr] if batch % mr else [])
+    panel = sum(units * step_cycles(rows, nr // LANES) + TILE_CYCLES for rows in tiles)
+    update = batch * chunk // LANES * UPDATE_CYCLES
+    return ceil_div(ceil_div(units, chunk), parts) * (gates * chunk // nr * panel + update)
+
+
+def build(body: Graph, schedule: Schedule) -> Any:
+    """The PrimFunc over flat buffers: inputs, then the results that the body gives."""
+    numbers = (schedule.number(k) for k in ("mr", "nr", "packed", "parts"))
+    return Layer(body, *numbers).build()
+
+
+class Layer:
+    """Builds the kernel of one body."""
+
+    def __init__(self, body: Graph, mr: int, nr: int, packed: int, parts: int) -> None:
+        self.body, self.mr, self.nr, self.parts = body, mr, nr, parts
+        anchor = anchor_of(body)
+        self.node = body.nodes[anchor]
+        self.cell = CELLS[self.node.op]
+        self.reverse: bool = self.node.attrs["reverse"]
+        shape = body.types[self.node.operands[0]].static("TVM code generation")
+        self.steps, self.batch, self.units = shape[0], shape[1], shape[2] // self.cell.gates
+        self.chunk = GatePanels(self.cell.gates, nr).units
+        self.wide = self.cell.gates * self.chunk  # columns of a chunk
+        self.chunks = ceil_div(self.units, self.chunk)
+        self.padded = self.chunks * self.chunk
+        self.parameters = Parameters(body)
+        self.access = Access(body, flat_reads(self.parameters.inputs))
+        results = body.results(anchor)
+        self.given = [results.index(v) for v in body.outputs]
+        self.hidden = scratch(2 * self.batch * self.padded, "hidden")
+        self.carried = [scratch(self.batch * self.padded, f"state{k}")
+                        for k in range(1, self.cell.states)]  # fmt: skip
+        self.gates = scratch(parts * self.batch * self.wide, "gates")
+        self.own = [self.hidden, *self.carried, self.gates]
+        if packed:
+            weights = source_input(body, self.node.operands[self.cell.weights])
+            self.panels = self.parameters.inputs[weights].buffer
+        else:
+            self.panels = scratch(self.chunks * self.units * self.wide, "panels")
+            self.own.append(self.panels)
+
+    def build(self) -> Any:
+        steps = loop(self.steps, self.step, None, "step")
+        if self.parts > 1:
+            steps = _attribute("pragma_parallel_launch_point", steps)
+        packing = [self.pack()] if self.panels in self.own else []
+        return self.parameters.function([
+            *map(tirx.AllocBuffer, self.own), *packing, self.start(), steps, self.finish(),
+        ])  # fmt: skip
+
+    def operand(self, number: int, index: Sequence[PrimExpr]) -> PrimExpr:
+        return self.access.element(self.node.operands[number], index)
+
+    def pack(self) -> Stmt:
+        """The weights in panels; units beyond the last repeat it."""
+        panels = self.wide // self.nr
+
+        def line(at: PrimExpr) -> Stmt:
+            panel, k = at // self.units, at % self.units
+
+            def element(i: PrimExpr) -> Stmt:
+                column = panel % panels * self.nr + i
+                unit = panel // panels * self.chunk + column % self.chunk
+                row = column // self.chunk * self.units + bounded(unit, self.units - 1, True)
+                return put(self.panels, at * self.nr + i, self.operand(self.cell.weights, [row, k]))
+
+            return loop(self.nr, element, None, "column")
+
+        return loop(self.chunks * panels * self.units, line, None, "line")
+
+    def start(self) -> Stmt:
+        states = [self.hidden, *self.carried]
+
+        def row(b: PrimExpr) -> Stmt:
+            return along(self.units, lambda j: sequence(
+                [put(state, b * self.padded + j, self.operand(k, [b, j]))
+                 for k, state in enumerate(states, 1)]))  # fmt: skip
+
+        return loop(self.batch, row, None, "row")
+
+    def finish(self) -> Stmt:
+        """The last state, where the body gives it."""
+        last = self.steps % 2 * self.batch * self.padded
+        sources = {1: (self.hidden, last), **{k: (s, 0) for k, s in enumerate(self.carried, 2)}}
+
+        def row(b: PrimExpr) -> Stmt:
+            return along(self.units, lambda j: sequence([
+                out.store([b, j], sources[r][0][b * self.padded + j + sources[r][1]])
+                for r, out in zip(self.given, self.parameters.outputs, strict=True) if r in sources
+            ]))  # fmt: skip
+
+        return loop(self.batch, row, None, "row")
+
+    # One step
+
+    def step(self, number: PrimExpr) -> Stmt:
+        time = self.steps - 1 - number if self.reverse else number
+        size, whole = self.batch * self.padded, self.units // self.chunk
+        old, new = number % 2 * size, (number + 1) % 2 * size
+
+        def chunk(c: PrimExpr, part: PrimExpr) -> Stmt:
+            def made(ragged: bool) -> Stmt:
+                return Chunk(self, time, old, new, c, part, ragged).build()
+
+            if whole in (0, self.chunks):
+                return made(whole == 0)
+            return tirx.IfThenElse(c < whole, made(False), made(True))
+
+        def part(p: PrimExpr) -> Stmt:
+            first = p * self.chunks // self.parts
+            count = (p + 1) * self.chunks // self.parts - first
+            return loop(count, lambda c: chunk(first + c, p), None, "chunk")
+
+        if self.parts == 1:
+            return loop(self.chunks, lambda c: chunk(c, const(0, "int32")), None, "chunk")
+        parts = loop(self.parts, part, tirx.ForKind.PARALLEL, "part")
+        return _attribute("pragma_parallel_barrier_when_finish", parts)
+
+
+class Chunk:
+    """One step of a chunk of units for all rows of the batch."""
+
+    def __init__(self, layer: Layer, time: PrimExpr, old: PrimExpr, new: PrimExpr,
+                 chunk: PrimExpr, part: PrimExpr, ragged: bool) -> None:  # fmt: skip
+        self.layer, self.time, self.old, self.new = layer, time, old, new
+        self.chunk, self.ragged = chunk, ragged
+        self.gates = part * (layer.batch * layer.wide)
+        self.base = chunk * layer.chunk
+
+    def build(self) -> Stmt:
+        layer = self.layer
+        whole, rest = divmod(layer.batch, layer.mr)
+
+        def panel(number: int) -> Stmt:
+            tiles = [loop(whole, lambda i: self.tile(number, i * layer.mr, layer.mr), None, "tile")]
+            if rest:
+                tiles.append(self.tile(number, const(whole * layer.mr, "int32"), rest))
+            return sequence(tiles)
+
+        panels = [panel(p) for p in range(layer.wide // layer.nr)]
+        return sequence([*panels, loop(layer.batch, self.update, None, "row")])
+
+    def tile(self, panel: int, first: PrimExpr, rows: int) -> Stmt:
+        """A panel's columns of the gates for a few rows."""
+        layer, nr = self.layer, self.layer.nr
+        acc = scratch(rows * nr, "acc")
+        line = (self.chunk * (layer.wide // nr) + panel) * layer.units
+
+        def each(stmt: Callable[[PrimExpr, int, PrimExpr], Stmt]) -> Stmt:
+            """`stmt(row, vector, lane)`."""
+            return unrolled(rows, lambda r: sequence(
+                vectors(nr // LANES, lambda u, v: stmt(r, u, v))))  # fmt: skip
+
+        def start(r: PrimExpr, u: int, v: PrimExpr) -> Stmt:
+            gate, unit = divmod(panel * nr + u * LANES, layer.chunk)
+            value = self.first(gate, first + r, unit + v)
+            return put(acc, r * nr + u * LANES + v, value)
+
+        def term(k: PrimExpr) -> Stmt:
+            def add(r: PrimExpr, u: int, v: PrimExpr) -> Stmt:
+                at, i = r * nr + u * LANES + v, u * LANES + v
+                state = layer.hidden[self.old + (first + r) * layer.padded + k]
+                return put(acc, at, state * layer.panels[(line + k) * nr + i] + acc[at])
+
+            return each(add)
+
+        def save(r: PrimExpr, u: int, v: PrimExpr) -> Stmt:
+            at = self.gates + (first + r) * layer.wide + panel * nr + u * LANES + v
+            return put(layer.gates, at, acc[r * nr + u * LANES + v])
+
+        return tirx.SeqStmt([
+            tirx.AllocBuffer(acc), each(start), loop(layer.units, term, None, "k"), each(save),
+        ])  # fmt: skip
+
+    def first(self, gate: int, row: PrimExpr, u: PrimExpr) -> PrimExpr:
+        """What a gate of the chunk's unit u starts from."""
+        if gate not in self.layer.cell.apart:
+            return self.input(gate, row, u)
+        return self.layer.operand(self.layer.cell.bias, [self.unit(u)])
+
+    def input(self, gate: int, row: PrimExpr, u: PrimExpr) -> PrimExpr:
+        """The input's share of a gate of the chunk's unit u."""
+        column = gate * self.layer.units + self.unit(u)
+        return self.layer.operand(0, [self.time, row, column])
+
+    def unit(self, u: PrimExpr) -> PrimExpr:
+        return bounded(self.base + u, self.layer.units - 1, self.ragged)
+
+    def update(self, row: PrimExpr) -> Stmt:
+        """The new state of one row, and its output."""
+        layer = self.layer
+        place = row * layer.padded + self.base
+        gates = self.gates + row * layer.wide
+
+        def renew(u: PrimExpr) -> Stmt:
+            unit = Unit(
+                [(layer.gates, gates + g * layer.chunk + u) for g in range(layer.cell.gates)],
+                lambda gate: self.input(gate, row, u),
+                (layer.hidden, self.old + place + u),
+                (layer.hidden, self.new + place + u),
+                [(state, place + u) for state in layer.carried],
+            )
+            return sequence(layer.cell.update(unit))
+
+        return sequence([along(layer.chunk, renew), self.output(row, place)])
+
+    def output(self, row: PrimExpr, place: PrimExpr) -> Stmt | None:
+        layer = self.layer
+        if 0 not in layer.given:
+            return None
+        out = layer.parameters.outputs[layer.given.index(0)]
+        count = layer.units % layer.chunk if self.ragged else layer.chunk
+        return along(count, lambda u: out.store(
+            [self.time, row, self.base + u],
+            layer.hidden[self.new + place + u]))  # fmt: skip
+
+
+def _attribute(key: str, body: Stmt) -> Stmt:
+    return tirx.AttrStmt(tvm.ir.StringImm("default"), key, const(1, "int32"), body)
+
+
+RECURRENT = Template("recurrent", space, build)

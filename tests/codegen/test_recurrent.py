@@ -1,0 +1,167 @@
+"""Recurrent layers as kernels against their references in float64."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from plait.codegen.tvm.target import cpu_target
+from plait.ir import types as t
+from plait.ir.builder import Builder
+from plait.ir.graph import Graph
+from plait.ir.interp import interpret
+from plait.ir.types import TensorType
+from plait.passes.packing import GatePanels
+from plait.runtime import tune
+from plait.runtime.cache import KernelCache
+from plait.runtime.compiler import Module, compile_graph
+
+Array = NDArray[Any]
+
+
+def random(seed: int, *shape: int) -> Array:
+    return np.random.default_rng([seed, *shape]).standard_normal(shape, np.float32)
+
+
+KINDS = {"lstm": (4, 2), "gru": (3, 1)}  # gates, states
+
+
+def weights(op: str, units: int) -> Array:
+    return random(9, KINDS[op][0] * units, units) / np.sqrt(np.float32(units))
+
+
+def layer(
+    steps: int, batch: int, units: int, op: str = "lstm", reverse: bool = False,
+    constant: bool = True, results: tuple[int, ...] | None = None,
+) -> tuple[Graph, list[Array]]:  # fmt: skip
+    """A graph of one layer that gives some of its results (None: all), and inputs."""
+    b = Builder(op)
+    gates, states = KINDS[op]
+    inputs = [random(0, steps, batch, gates * units)]
+    inputs += [random(k, batch, units) for k in range(1, states + 1)]
+    w = weights(op, units)
+    inputs += [random(8, units)] if op == "gru" else []
+    inputs += [] if constant else [w]
+    operands = [b.input(TensorType(t.f32, x.shape)) for x in inputs]
+    if constant:
+        operands.insert(states + 1, b.constant(w, "w"))
+    elif op == "gru":
+        operands[2:] = reversed(operands[2:])
+    made = b.emit_all(op, operands, {"reverse": reverse})
+    return b.finish([made[k] for k in results or range(states + 1)]), inputs
+
+
+def check(graph: Graph, inputs: list[Array]) -> Module:
+    module = compile_graph(graph)
+    assert [k.schedule.partition("{")[0] for k in module.kernels] == ["recurrent"]
+    want = interpret(graph, inputs)
+    one, two = (module.load(threads)(*inputs) for threads in (1, 2))
+    for got, other, right in zip(one, two, want, strict=True):
+        np.testing.assert_allclose(got, right, rtol=1e-5, atol=3e-6)
+        np.testing.assert_array_equal(got, other)
+    return module
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(
+    ("steps", "batch", "units"),
+    [(5, 1, 8), (1, 1, 32), (4, 2, 13), (3, 3, 5), (7, 1, 27), (2, 7, 24), (6, 4, 16)],
+)
+@pytest.mark.parametrize("op", KINDS)
+def test_sizes(op: str, steps: int, batch: int, units: int, reverse: bool) -> None:
+    check(*layer(steps, batch, units, op, reverse))
+
+
+@pytest.mark.parametrize(("batch", "units"), [(1, 116), (2, 100)])
+def test_threads_share_a_step(batch: int, units: int) -> None:
+    module = check(*layer(12, batch, units))
+    assert "parts=2" in module.kernels[0].schedule
+
+
+@pytest.mark.parametrize("op", KINDS)
+@pytest.mark.parametrize(("batch", "units"), [(1, 20), (2, 16), (1, 120)])
+def test_weights_that_are_an_input(batch: int, units: int, op: str) -> None:
+    module = check(*layer(4, batch, units, op, constant=False))
+    assert "packed=0" in module.kernels[0].schedule
+
+
+@pytest.mark.parametrize("results", [(0,), (1,), (2,), (2, 0), (1, 2)])
+def test_some_of_the_results(results: tuple[int, ...]) -> None:
+    check(*layer(3, 2, 9, results=results))
+
+
+def test_a_long_sequence_stays_accurate() -> None:
+    check(*layer(200, 1, 24))
+
+
+@pytest.mark.parametrize("op", KINDS)
+def test_saturated_gates(op: str) -> None:
+    graph, inputs = layer(3, 1, 8, op)
+    inputs[0] *= 100
+    check(graph, inputs)
+
+
+@pytest.mark.parametrize("op", KINDS)
+def test_infinite_gates_and_gates_that_are_no_numbers(op: str) -> None:
+    """They reach the unit that they belong to, and from there all others in the next step."""
+    graph, inputs = layer(1, 1, 8, op)
+    inputs[0][0, 0, ::5] = np.nan
+    inputs[0][0, 0, 1::5] = np.inf
+    inputs[0][0, 0, 2::5] = -np.inf
+    check(graph, inputs)
+
+
+@pytest.mark.parametrize("op", KINDS)
+def test_small_states_keep_their_digits(op: str) -> None:
+    graph, inputs = layer(2, 1, 8, op)
+    small = [x * np.float32(1e-6) for x in inputs]
+    got = compile_graph(graph).load(1)(*small)
+    for ours, right in zip(got, interpret(graph, small), strict=True):
+        np.testing.assert_allclose(ours, right, rtol=1e-5)
+
+
+@pytest.mark.parametrize("op", KINDS)
+def test_every_tile_gives_the_same_bits(op: str, tmp_path: Path) -> None:
+    graph, inputs = layer(3, 5, 40, op)
+    cache = KernelCache(tmp_path)
+    (task,) = tune.tasks(graph, cpu_target())
+    assert len(task.candidates) > 5
+    found = []
+    for candidate in task.candidates:
+        chosen = candidate.selection
+        key = tune.record_key(task.body, task.constant, 2)
+        tune.keep(cache, tune.Record(key=key, kernel="", schedule=chosen.schedule,
+                                     pack=dict(chosen.pack), seconds=1.0, default="",
+                                     default_seconds=2.0, candidates=2))  # fmt: skip
+        module = compile_graph(graph, cache=cache)
+        assert [k.schedule for k in module.kernels] == [chosen.schedule]
+        found.append(module.load(2)(*inputs))
+    for results in found[1:]:
+        for got, want in zip(results, found[0], strict=True):
+            np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize(
+    ("op", "block", "shape"),
+    [("lstm", 8, (2, 4, 13, 8)), ("lstm", 16, (2, 2, 13, 16)), ("lstm", 24, (1, 4, 13, 24)),
+     ("gru", 8, (2, 3, 13, 8)), ("gru", 16, (1, 3, 13, 16)), ("gru", 24, (2, 1, 13, 24))],
+)  # fmt: skip
+def test_panels_are_recovered(op: str, block: int, shape: tuple[int, ...]) -> None:
+    w = weights(op, 13)
+    b = Builder()
+    form = GatePanels(KINDS[op][0], block)
+    packed = form.pack(w)
+    assert packed.shape == shape
+    value = form.unpack(b, b.constant(packed, "w"), TensorType(t.f32, w.shape))
+    np.testing.assert_array_equal(interpret(b.finish([value]), [])[0], w)
+
+
+def test_what_is_taken() -> None:
+    good = tuple(TensorType(t.f32, s) for s in ((2, 1, 16), (1, 4), (1, 4), (16, 4)))
+    assert cpu_target().takes("lstm", good)
+    assert cpu_target().takes("gru", good)
+    assert not cpu_target().takes("lstm", tuple(ty.with_dtype(t.f64) for ty in good))
