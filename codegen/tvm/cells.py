@@ -81,12 +81,14 @@ class Cell:
     weights, bias: numbers of the operands with the recurrent weights and with what the recurrent
     share of the gates in `apart` starts from; all others start from the input's share.
     states: how many states there are, the hidden one first.
+    phases: what a step computes, each for many units before the next, since a unit alone is one
+    long chain of operations.
     """
 
     gates: int
     states: int
     weights: int
-    update: Callable[[Unit], list[Stmt]]
+    phases: tuple[Callable[[Unit], Stmt], ...]
     bias: int = -1
     apart: tuple[int, ...] = ()
 
@@ -95,25 +97,38 @@ def _loads(count: int) -> list[Expr]:
     return [e.Load(k, (), t.f32) for k in range(count)]
 
 
-def _lstm(unit: Unit) -> list[Stmt]:
-    """c' = sigmoid(f) c + sigmoid(i) tanh(g), h' = sigmoid(o) tanh(c')."""
-    i, f, g, o, _, c = _loads(6)
+def _lstm_cell(unit: Unit) -> Stmt:
+    """c' = sigmoid(f) c + sigmoid(i) tanh(g)."""
+    i, f, g, _, _, c = _loads(6)
     top, bottom = tanh_ratio(g)
-    cell = unit.value(c / sigmoid_below(f) + top / (bottom * sigmoid_below(i)))
+    value = c / sigmoid_below(f) + top / (bottom * sigmoid_below(i))
+    return put(*unit.carried[0], unit.value(value))
+
+
+def _lstm_hidden(unit: Unit) -> Stmt:
+    """h' = sigmoid(o) tanh(c')."""
+    _, _, _, o, _, c = _loads(6)
     top, bottom = tanh_ratio(c)
-    hidden = unit.value(top / (bottom * sigmoid_below(o)))
-    return [put(*unit.carried[0], cell), put(*unit.new, hidden)]
+    return put(*unit.new, unit.value(top / (bottom * sigmoid_below(o))))
 
 
-def _gru(unit: Unit) -> list[Stmt]:
-    """n = tanh(x + sigmoid(r) (w h + b)), h' = n + sigmoid(z) (h - n)."""
-    r, z, product, h, x = _loads(5)
-    top, bottom = tanh_ratio(x + product / sigmoid_below(r))
+def _gru_candidate(unit: Unit) -> Stmt:
+    """x + sigmoid(r) (w h + b), of which the candidate n is the tanh."""
+    r, _, product, _, x = _loads(5)
+    value = x + product / sigmoid_below(r)
+    return put(*unit.gates[2], unit.value(value, inputs=(2,)))
+
+
+def _gru_hidden(unit: Unit) -> Stmt:
+    """h' = n + sigmoid(z) (h - n)."""
+    _, z, candidate, h = _loads(4)
+    top, bottom = tanh_ratio(candidate)
     n = top / bottom
-    return [put(*unit.new, unit.value(n + (h - n) / sigmoid_below(z), inputs=(2,)))]
+    return put(*unit.new, unit.value(n + (h - n) / sigmoid_below(z)))
 
 
 CELLS: Final[Mapping[str, Cell]] = {
-    "lstm": Cell(gates=4, states=2, weights=3, update=_lstm),
-    "gru": Cell(gates=3, states=1, weights=2, update=_gru, bias=3, apart=(2,)),
-}
+    "lstm": Cell(gates=4, states=2, weights=3, phases=(_lstm_cell, _lstm_hidden)),
+    "gru": Cell(gates=3, states=1, weights=2, phases=(_gru_candidate, _gru_hidden), bias=3,
+                apart=(2,)),
+}  # fmt: skip

@@ -11,6 +11,7 @@ weights, which its cache may hold.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import tvm
@@ -34,7 +35,9 @@ Stmt = Any
 
 SHARED_STEP = 50_000  # multiply-adds of a step from which a barrier costs less than it saves
 MOST_VECTORS = 6  # of a panel: its weights come from L2, a vector a cycle
-UPDATE_CYCLES = 65  # of the cell's formula for a vector of units
+KEPT_BYTES = 20 << 10  # a panel up to so large stays in L1 while tiles of rows pass over it
+L2_CYCLES = 0.5  # more for a vector of weights that comes from L2
+UPDATE_CYCLES = 50  # of the cell's formula for a vector of units
 
 
 def space(body: Graph, constant: tuple[bool, ...], threads: int) -> list[Candidate]:
@@ -64,7 +67,9 @@ def _step_cycles(batch: int, units: int, gates: int, mr: int, nr: int, parts: in
     """Cycles of the busiest thread in a step."""
     chunk = GatePanels(gates, nr).units
     tiles = [mr] * (batch // mr) + ([batch % mr] if batch % mr else [])
-    panel = sum(units * step_cycles(rows, nr // LANES) + TILE_CYCLES for rows in tiles)
+    kept = len(tiles) > 1 and 4 * units * nr <= KEPT_BYTES
+    far = 0 if kept else nr // LANES * L2_CYCLES
+    panel = sum(units * (step_cycles(rows, nr // LANES) + far) + TILE_CYCLES for rows in tiles)
     update = batch * chunk // LANES * UPDATE_CYCLES
     return ceil_div(ceil_div(units, chunk), parts) * (gates * chunk // nr * panel + update)
 
@@ -205,7 +210,10 @@ class Chunk:
             return sequence(tiles)
 
         panels = [panel(p) for p in range(layer.wide // layer.nr)]
-        return sequence([*panels, loop(layer.batch, self.update, None, "row")])
+        phases = [loop(layer.batch, partial(self.renew, phase), None, "row")
+                  for phase in layer.cell.phases]  # fmt: skip
+        outputs = [loop(layer.batch, self.output, None, "row")] if 0 in layer.given else []
+        return sequence([*panels, *phases, *outputs])
 
     def tile(self, panel: int, first: PrimExpr, rows: int) -> Stmt:
         """A panel's columns of the gates for a few rows."""
@@ -253,30 +261,29 @@ class Chunk:
     def unit(self, u: PrimExpr) -> PrimExpr:
         return bounded(self.base + u, self.layer.units - 1, self.ragged)
 
-    def update(self, row: PrimExpr) -> Stmt:
-        """The new state of one row, and its output."""
+    def renew(self, phase: Callable[[Unit], Stmt], row: PrimExpr) -> Stmt:
+        """A part of the cell's formula for a row."""
         layer = self.layer
         place = row * layer.padded + self.base
         gates = self.gates + row * layer.wide
 
-        def renew(u: PrimExpr) -> Stmt:
-            unit = Unit(
+        def unit(u: PrimExpr) -> Stmt:
+            return phase(Unit(
                 [(layer.gates, gates + g * layer.chunk + u) for g in range(layer.cell.gates)],
                 lambda gate: self.input(gate, row, u),
                 (layer.hidden, self.old + place + u),
                 (layer.hidden, self.new + place + u),
                 [(state, place + u) for state in layer.carried],
-            )
-            return sequence(layer.cell.update(unit))
+            ))  # fmt: skip
 
-        return sequence([along(layer.chunk, renew), self.output(row, place)])
+        return along(layer.chunk, unit)
 
-    def output(self, row: PrimExpr, place: PrimExpr) -> Stmt | None:
+    def output(self, row: PrimExpr) -> Stmt:
+        """A row's new hidden state as an output."""
         layer = self.layer
-        if 0 not in layer.given:
-            return None
         out = layer.parameters.outputs[layer.given.index(0)]
         count = layer.units % layer.chunk if self.ragged else layer.chunk
+        place = row * layer.padded + self.base
         return along(count, lambda u: out.store(
             [self.time, row, self.base + u],
             layer.hidden[self.new + place + u]))  # fmt: skip
