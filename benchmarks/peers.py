@@ -11,6 +11,8 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias
@@ -31,11 +33,20 @@ def eager(model: nn.Module, args: tuple[Tensor, ...], threads: int) -> Call:
 
 def inductor(model: nn.Module, args: tuple[Tensor, ...], threads: int) -> Call:
     """`torch.compile` with weights frozen into the code; needs a C++ compiler."""
+    return _inductor(model, args, threads, "default")
+
+
+def inductor_tuned(model: nn.Module, args: tuple[Tensor, ...], threads: int) -> Call:
+    """The same in mode "max-autotune": on a CPU its C++ products race those of ATen."""
+    return _inductor(model, args, threads, "max-autotune")
+
+
+def _inductor(model: nn.Module, args: tuple[Tensor, ...], threads: int, mode: str) -> Call:
     import torch._inductor.config as settings
 
     torch._dynamo.reset()
     torch.set_num_threads(threads)
-    call = _torch_call(torch.compile(model, fullgraph=True), args, threads)
+    call = _torch_call(torch.compile(model, fullgraph=True, mode=mode), args, threads)
     with settings.patch(freezing=True), torch._dynamo.config.patch(allow_rnn=True):
         call()
     return call
@@ -99,6 +110,31 @@ def _onnx(model: nn.Module, args: tuple[Tensor, ...], folder: Path) -> Path:
     return path
 
 
+def tvm(model: nn.Module, args: tuple[Tensor, ...], threads: int) -> Call:
+    """TVM's importer and its default Relax pipeline for CPUs, for this CPU's instructions.
+
+    The pipeline fuses but schedules no loops: untuned, they are neither tiled nor parallel.
+    """
+    from tvm import compile, cpu, relax, runtime
+    from tvm.relax.frontend.torch import from_exported_program
+    from tvm.target import Target
+    from tvm.target.codegen import llvm_get_system_cpu
+
+    with torch.no_grad():
+        module = from_exported_program(torch.export.export(model, args, strict=False))
+    target = Target({"kind": "llvm", "mcpu": llvm_get_system_cpu(), "num-cores": threads})
+    pipeline = relax.get_default_pipeline(target)
+    main = relax.VirtualMachine(compile(module, target, relax_pipeline=pipeline), cpu())["main"]
+    feeds = [runtime.tensor(x.numpy()) for x in args]
+
+    def call() -> list[NDArray[Any]]:
+        found = main(*feeds)
+        parts = [found] if isinstance(found, runtime.Tensor) else found
+        return [part.numpy() for part in parts]
+
+    return call
+
+
 def plait(model: nn.Module, args: tuple[Tensor, ...], threads: int) -> Call:
     """This project, ahead of time: capture, compile, link in memory."""
     import plait as compiler
@@ -117,3 +153,17 @@ def arrays(result: Any) -> list[NDArray[Any]]:
 PEERS: Final[Mapping[str, Builder]] = MappingProxyType(
     {"eager": eager, "inductor": inductor, "openvino": openvino, "onnxruntime": onnxruntime}
 )
+# What takes long to build, or to run: measured only on request.
+SLOW_PEERS: Final[Mapping[str, Builder]] = MappingProxyType(
+    {"inductor max-autotune": inductor_tuned, "tvm": tvm}
+)
+PACKAGES: Final = ("torch", "openvino", "onnxruntime", "onnx", "apache-tvm", "plait")
+
+
+def versions() -> dict[str, str]:
+    """The version of each package that takes part; one that is not installed is left out."""
+    found = {}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

@@ -1,12 +1,17 @@
 """The speed suite: Plait against its peers on the model zoo, float32, in one interleaved run.
 
-    python -m benchmarks.suite [--models NAMES] [--batch N] [--rounds N] [--write-readme]
+    python -m benchmarks.suite [--models NAMES] [--batch N] [--rounds N] [--peers all]
+                               [--write-readme]
 
-Every model runs in a process of its own. Each round runs every candidate once, in rotating order;
+Every model runs in a process of its own, and in it every candidate again in one of its own, which
+builds with empty caches and then waits. Each round times every candidate once, in rotating order;
 what is printed are medians and, against the fastest peer, the ratio with a 95 % bootstrap interval.
-A candidate whose outputs do not agree with eager is not timed. Results go to
-`benchmarks/results/batch1.json`, and with `--write-readme` into the table of `README.md`. The exit
-code is 1 if a model was not measured with Plait or a bar is missed.
+A candidate whose outputs do not agree with eager is not timed.
+
+`--peers all` adds those that take long to build or to run, within limits. Results go to
+`benchmarks/results/batch1.json` (`batch1-all.json`), in place of the rows of the same models, and
+with `--write-readme` into `README.md`. The exit code is 1 if a model was not measured with Plait or
+a bar is missed.
 """
 
 from __future__ import annotations
@@ -17,12 +22,15 @@ import math
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.candidates import Built, Candidate, CandidateFailed
 from benchmarks.report import report
+from benchmarks.tables import BEST, OURS, geometric_mean, plot, ratio, section
 from plait.ir import knobs
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -36,48 +44,57 @@ MODELS: Final = (
     "mtcnn_rnet", "mtcnn_onet",
 )  # fmt: skip
 PEERS: Final = ("eager", "inductor", "openvino", "onnxruntime")
-OURS: Final = "plait"
-BEST: Final = "the best peer"
+SLOW_PEERS: Final = ("inductor max-autotune", "tvm")
+BUILD_LIMIT: Final = 300.0  # seconds of building and two runs
+SLOW_BUILD_LIMIT: Final = 120.0
+SLOW_RUN_LIMIT: Final = 20.0  # times the run of the fastest: a slow peer beyond it is not timed
 # The geometric mean of the speed over a peer must be at least this, by batch.
 MEAN_BARS: Final = {
     1: {"eager": 1.5, "inductor": 1.1, BEST: 1.3},
     8: {"eager": 1.0, "inductor": 1.0, BEST: 1.15},
 }
-# Not one sample but so many: frames of sound, candidate boxes of a picture.
-SEVERAL: Final = "`crepe_*`: four frames, `mtcnn_rnet`, `mtcnn_onet`: four boxes"
 
 
-def measure(name: str, rounds: int, threads: int, batch: int = 1) -> dict[str, Any]:
+def measure(name: str, rounds: int, threads: int, batch: int, slow_peers: bool) -> dict[str, Any]:
     """Build, check and time all candidates on one model; the result as plain data."""
+    import torch
+
     from benchmarks import peers
     from benchmarks.zoo import ZOO
-    from plait.ir.agreement import compare as agree
-    from plait.runtime.bench import compare
+    from plait.runtime.bench import interleave
 
+    torch.set_num_threads(1)  # a process that is to be forked must not have started threads
     entry = ZOO[name]()
     given = entry.batched(batch)
-    calls: dict[str, Callable[[], Any]] = {}
-    row: dict[str, Any] = {"model": name, "weights": entry.kind, "absent": {}, "build_seconds": {}}
-    reference = peers.eager(entry.model, given, threads)()
-    for peer, build in {**peers.PEERS, OURS: peers.plait}.items():
-        start = time.perf_counter()
-        try:
-            call = build(entry.model, given, threads)
-            results = call()
-        except Exception as error:  # a peer may fail in any way; the table must say so
-            row["absent"][peer] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
-            continue
-        row["build_seconds"][peer] = time.perf_counter() - start
-        verdicts = [agree(got, want) for got, want in zip(results, reference, strict=True)]
-        wrong = [verdict.reason for verdict in verdicts if not verdict.agrees]
-        if wrong:
-            row["absent"][peer] = wrong[0]
-        else:
-            calls[peer] = call
-    timing = compare(calls, rounds=rounds)
-    row["seconds"] = {peer: timing.median(peer) for peer in calls}
-    rivals = {peer: timing.median(peer) for peer in calls if peer != OURS}
-    if OURS in calls:
+    builders = {**peers.PEERS, **(peers.SLOW_PEERS if slow_peers else {}), OURS: peers.plait}
+    absent: dict[str, str] = {}
+    built: dict[str, Built] = {}
+    with ExitStack() as stack:
+        candidates: dict[str, Candidate] = {}
+        for peer, build in builders.items():
+            limit = SLOW_BUILD_LIMIT if peer in SLOW_PEERS else BUILD_LIMIT
+            try:
+                candidate = Candidate(partial(build, entry.model, given, threads), limit)
+            except CandidateFailed as error:
+                absent[peer] = str(error)
+                continue
+            candidates[peer] = stack.enter_context(candidate)
+            built[peer] = candidate.built
+        reasons = {**wrong(built), **too_slow(built)}
+        samplers = {peer: c.sample for peer, c in candidates.items() if peer not in reasons}
+        timing = interleave(samplers, rounds)
+    row: dict[str, Any] = {
+        "model": name,
+        "weights": entry.kind,
+        "rounds": rounds,
+        "versions": peers.versions(),
+        "absent": {**absent, **reasons},
+        "build_seconds": {peer: each.build_seconds for peer, each in built.items()},
+        "peak_bytes": {peer: each.peak_bytes for peer, each in built.items()},
+        "seconds": {peer: timing.median(peer) for peer in samplers},
+    }
+    rivals = {peer: seconds for peer, seconds in row["seconds"].items() if peer != OURS}
+    if OURS in samplers:
         best = min(rivals, key=rivals.__getitem__)
         row["best_peer"] = best
         row["speedup"] = dict(
@@ -87,61 +104,46 @@ def measure(name: str, rounds: int, threads: int, batch: int = 1) -> dict[str, A
     return row
 
 
-def measure_apart(name: str, rounds: int, threads: int, batch: int) -> dict[str, Any]:
+def wrong(built: Mapping[str, Built]) -> dict[str, str]:
+    """Of the candidates whose results do not agree with eager's, what is wrong."""
+    from plait.ir.agreement import compare as agree
+
+    reference = built["eager"].results
+    found = {}
+    for peer, each in built.items():
+        verdicts = [agree(got, want) for got, want in zip(each.results, reference, strict=True)]
+        reasons = [verdict.reason for verdict in verdicts if not verdict.agrees]
+        if reasons:
+            found[peer] = reasons[0]
+    return found
+
+
+def too_slow(built: Mapping[str, Built]) -> dict[str, str]:
+    """Of the slow peers whose runs would take up all the time of the rounds, how slow they are."""
+    fastest = min(each.run_seconds for each in built.values())
+    return {
+        peer: f"a run takes {built[peer].run_seconds:.3g} s, "
+        f"{built[peer].run_seconds / fastest:.0f} times that of the fastest"
+        for peer in SLOW_PEERS
+        if peer in built and built[peer].run_seconds > SLOW_RUN_LIMIT * fastest
+    }
+
+
+def measure_apart(
+    name: str, rounds: int, threads: int, batch: int, slow_peers: bool
+) -> dict[str, Any]:
     """`measure` in a process of its own, so that no model's threads or memory disturb the next."""
     with tempfile.NamedTemporaryFile(suffix=".json") as result:
         command = [sys.executable, "-m", "benchmarks.suite", "--one", name, result.name]
         command += ["--rounds", str(rounds), "--threads", str(threads), "--batch", str(batch)]
+        command += ["--peers", "all"] if slow_peers else []
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if done.returncode:
             lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-            return {"model": name, "weights": "", "absent": {OURS: lines[-1]}, "seconds": {}}
-        row: dict[str, Any] = json.loads(Path(result.name).read_text())
-        return row
-
-
-def table(results: dict[str, Any]) -> str:
-    """The results as a Markdown table: milliseconds, the fastest in bold, and the ratio."""
-    head = ["model", *PEERS, OURS, "Plait is faster than the best peer by"]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for row in results["rows"]:
-        seconds = row["seconds"]
-        fastest = min(seconds.values(), default=0.0)
-        cells = [_cell(seconds.get(peer), fastest) for peer in (*PEERS, OURS)]
-        lines.append(f"| {row['model']} | " + " | ".join([*cells, _ratio(row)]) + " |")
-    host = results["host"]
-    means = "; ".join(
-        f"{geometric_mean(results, peer):.2f}× {peer}"
-        for peer in (*PEERS, BEST)
-        if _ratios(results, peer)
-    )
-    lines.append(f"\n**Geometric mean of the speed: {means}.**")
-    lines.append(
-        f"\nMilliseconds per run, median of {results['rounds']} interleaved rounds, "
-        f"batch {results['batch']} (samples are single but for {SEVERAL}), float32, "
-        f"{results['threads']} threads, {host['model']} with {host['cores']} cores; the ratio with "
-        "its 95 % interval, below 1 where Plait loses. A dash: not installed, failed, or results "
-        "that do not agree with eager (`benchmarks/results` says which)."
-    )
-    return "\n".join(lines)
-
-
-def _measured(results: dict[str, Any], peer: str) -> list[dict[str, Any]]:
-    """The rows in which both Plait and a peer have a time."""
-    return [r for r in results["rows"] if OURS in r["seconds"] and peer in r["seconds"]]
-
-
-def _ratios(results: dict[str, Any], peer: str) -> list[float]:
-    """How many times as fast as a peer Plait is, for the models that both ran."""
-    if peer == BEST:
-        return [r["speedup"]["median"] for r in results["rows"] if "speedup" in r]
-    return [r["seconds"][peer] / r["seconds"][OURS] for r in _measured(results, peer)]
-
-
-def geometric_mean(results: dict[str, Any], peer: str) -> float:
-    """Geometric mean of the speed over a peer."""
-    ratios = _ratios(results, peer)
-    return math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else math.nan
+            row = {"model": name, "weights": "", "absent": {OURS: lines[-1]}}
+            return {**row, "seconds": {}, "build_seconds": {}}
+        found: dict[str, Any] = json.loads(Path(result.name).read_text())
+        return found
 
 
 def bars(results: dict[str, Any]) -> bool:
@@ -156,54 +158,16 @@ def bars(results: dict[str, Any]) -> bool:
     return all(held)
 
 
-def plot(results: dict[str, Any], path: Path) -> None:
-    """A bar for each model and peer: how many times as fast Plait is (log scale, 1 = equal)."""
-    import matplotlib
+def write_readme(text: str, name: str) -> None:
+    """Replace what stands between the markers of a run in README.md.
 
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "plait"
-    import matplotlib.pyplot as plt
-
-    peers = [p for p in PEERS if _measured(results, p)]
-    names = [r["model"] for r in results["rows"]]
-    figure, axes = plt.subplots(figsize=(8, 0.45 * len(names) + 1.2), layout="constrained")
-    height = 0.8 / max(1, len(peers))
-    for k, peer in enumerate(peers):
-        rows = _measured(results, peer)
-        places = [names.index(r["model"]) + (k - (len(peers) - 1) / 2) * height for r in rows]
-        ratios = _ratios(results, peer)
-        bars = axes.barh(places, ratios, height * 0.92, label=f"over {peer}")
-        axes.bar_label(bars, [f"{x:.2f}" for x in ratios], fontsize=7, padding=2)
-    axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
-    axes.set_xscale("log", base=2)
-    axes.set_xticks([0.5, 1, 2, 4, 8], ["0.5×", "1×", "2×", "4×", "8×"])
-    what = "speed of Plait over its peers, float32"
-    axes.set_xlabel(f"{what}, batch {results['batch']}, {results['threads']} threads")
-    axes.legend(loc="lower right", fontsize=8)
-    figure.savefig(path, metadata={"Date": None})
-
-
-def _cell(seconds: float | None, fastest: float) -> str:
-    if seconds is None:
-        return "–"
-    text = f"{seconds * 1e3:.3g}"
-    return f"**{text}**" if seconds == fastest else text
-
-
-def _ratio(row: dict[str, Any]) -> str:
-    if "speedup" not in row:
-        return "–"
-    ratio = row["speedup"]
-    return f"{ratio['median']:.2f}× ({ratio['low']:.2f}–{ratio['high']:.2f})"
-
-
-def write_readme(text: str, batch: int) -> None:
-    """Replace what stands between the markers of a batch in README.md."""
-    begin, end = f"<!-- bench {batch}:begin -->", f"<!-- bench {batch}:end -->"
-    before, _, rest = README.read_text().partition(begin)
-    _, _, after = rest.partition(end)
+    Raises `LookupError` where they are missing.
+    """
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    before, found, rest = README.read_text().partition(begin)
+    _, ended, after = rest.partition(end)
+    if not (found and ended):
+        raise LookupError(f"README.md lacks {begin} or {end}")
     README.write_text(f"{before}{begin}\n{text}\n{end}{after}")
 
 
@@ -212,25 +176,24 @@ def run(
     rounds: int,
     threads: int,
     batch: int,
-    keep: Callable[[dict[str, Any]], object] = lambda results: None,
-) -> dict[str, Any]:
+    slow_peers: bool,
+    keep: Callable[[dict[str, Any]], object],
+) -> None:
     """Measure the models one after another, telling and keeping each result as it comes."""
     from dataclasses import asdict
 
     from plait.codegen.host import host
 
-    rows: list[dict[str, Any]] = []
-    head = {"batch": batch, "rounds": rounds, "threads": threads, "host": asdict(host())}
+    names = [*PEERS, *(SLOW_PEERS if slow_peers else ()), OURS]
+    head = {"batch": batch, "threads": threads, "peers": names, "host": asdict(host())}
     for name in models:
         print(f"{name}: ", end="", flush=True)
-        row = measure_apart(name, rounds, threads, batch)
-        rows.append(row)
+        row = measure_apart(name, rounds, threads, batch, slow_peers)
         times = ", ".join(f"{peer} {value * 1e3:.3g} ms" for peer, value in row["seconds"].items())
-        print(f"{times or 'nothing measured'}; {_ratio(row)}", flush=True)
+        print(f"{times or 'nothing measured'}; {ratio(row)}", flush=True)
         for peer, reason in row["absent"].items():
             print(f"  without {peer}: {reason}", flush=True)
-        keep({**head, "rows": rows})
-    return {**head, "rows": rows}
+        keep({**head, "rows": [row]})
 
 
 def updated(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
@@ -245,30 +208,32 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1, help="how often each sample is repeated")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--threads", type=int, default=knobs.NUM_THREADS.get())
+    parser.add_argument("--peers", choices=("usual", "all"), default="usual", help="all: slow ones")
     parser.add_argument("--write-readme", action="store_true")
-    parser.add_argument("--update", action="store_true", help="keep the other models' results")
     parser.add_argument("--one", nargs=2, metavar=("MODEL", "FILE"), help=argparse.SUPPRESS)
     given = parser.parse_args()
+    slow_peers = given.peers == "all"
     if given.one:
         name, file = given.one
-        row = measure(name, given.rounds, given.threads, given.batch)
+        row = measure(name, given.rounds, given.threads, given.batch, slow_peers)
         Path(file).write_text(json.dumps(row))
         return
-    file = RESULTS / f"batch{given.batch}.json"
-    old = json.loads(file.read_text()) if given.update and file.exists() else {"rows": []}
+    stem = f"batch{given.batch}{'-all' if slow_peers else ''}"
+    file = RESULTS / f"{stem}.json"
 
     def keep(new: dict[str, Any]) -> None:
+        old = json.loads(file.read_text()) if file.exists() else {"rows": []}
         file.write_text(json.dumps(updated(old, new), indent=1) + "\n")
 
-    run(given.models.split(","), given.rounds, given.threads, given.batch, keep)
+    models = [name for name in given.models.split(",") if name]
+    run(models, given.rounds, given.threads, given.batch, slow_peers, keep)
     results = json.loads(file.read_text())
-    picture = f"speed_batch{given.batch}.svg"
-    text = f"![Speed of Plait over its peers](docs/{picture})\n\n{table(results)}"
+    text = section(results, f"docs/speed_{stem}.svg")
     print(f"\n{text}\n")
     held = bars(results)
+    plot(results, PLOTS / f"speed_{stem}.svg")
     if given.write_readme:
-        write_readme(text, given.batch)
-    plot(results, PLOTS / picture)
+        write_readme(text, f"bench {stem}")
     raise SystemExit(0 if held else 1)
 
 

@@ -54,6 +54,39 @@ class Comparison:
         return np.random.default_rng(0).integers(0, rounds, (BOOTSTRAP_DRAWS, rounds))
 
 
+class Sampler:
+    """Times one candidate: each call of a sampler is one sample, in seconds per call.
+
+    The candidate is first called `warmup` times, and once to see how many calls make a sample that
+    is long enough for the clock.
+    """
+
+    def __init__(self, call: Callable[[], object], warmup: int = 3) -> None:
+        self._call = call
+        self._repeats = _repeats(call, warmup)
+
+    def __call__(self) -> float:
+        time.sleep(SETTLE_SECONDS)
+        _warm(self._call)
+        return _seconds(self._call, self._repeats)
+
+
+def interleave(
+    samplers: Mapping[str, Callable[[], float]],
+    rounds: int,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Comparison:
+    """Take a sample of each candidate in every round, in an order that rotates."""
+    names = list(samplers)
+    samples = {name: np.empty(rounds) for name in names}
+    for index in range(rounds):
+        progress(f"round {index + 1} of {rounds}")
+        shift = index % len(names)
+        for name in names[shift:] + names[:shift]:
+            samples[name][index] = samplers[name]()
+    return Comparison(samples)
+
+
 def compare(
     candidates: Mapping[str, Callable[[], object]],
     *,
@@ -61,21 +94,12 @@ def compare(
     warmup: int = 3,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Comparison:
-    """Time the candidates, interleaved: each is called `warmup` times, then sampled every round."""
-    names = list(candidates)
-    repeats = {}
-    for name in names:
+    """Time candidates of this process, interleaved."""
+    samplers: dict[str, Callable[[], float]] = {}
+    for name, call in candidates.items():
         progress(f"warming up {name}")
-        repeats[name] = _repeats(candidates[name], warmup)
-    samples = {name: np.empty(rounds) for name in names}
-    for index in range(rounds):
-        progress(f"round {index + 1} of {rounds}")
-        shift = index % len(names)
-        for name in names[shift:] + names[:shift]:
-            time.sleep(SETTLE_SECONDS)
-            _warm(candidates[name])
-            samples[name][index] = _seconds(candidates[name], repeats[name])
-    return Comparison(samples)
+        samplers[name] = Sampler(call, warmup)
+    return interleave(samplers, rounds, progress)
 
 
 def _seconds(call: Callable[[], object], repeats: int) -> float:

@@ -1,15 +1,18 @@
-"""The speed suite without its measurements: its lists, its table, its bars."""
+"""The speed suite without its measurements: its lists, its tables, its bars."""
 
 from __future__ import annotations
 
 import json
 import math
+import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from benchmarks import peers, suite
+from benchmarks import peers, suite, tables
+from benchmarks.candidates import Built
 from benchmarks.report import report
 from benchmarks.zoo import ZOO
 
@@ -19,7 +22,15 @@ def results(**speeds: float | None) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     for name, speed in speeds.items():
         seconds = {"eager": 1.0, "inductor": 1.0}
-        row: dict[str, Any] = {"model": name, "seconds": seconds, "absent": {}}
+        row: dict[str, Any] = {
+            "model": name,
+            "rounds": 3,
+            "versions": {"torch": "2.0"},
+            "seconds": seconds,
+            "build_seconds": {"eager": 0.1, "inductor": 12.34},
+            "peak_bytes": {"eager": 2e6},
+            "absent": {},
+        }
         if speed is not None:
             seconds["plait"] = 1 / speed
             row["speedup"] = {"median": speed, "low": speed, "high": speed}
@@ -27,8 +38,8 @@ def results(**speeds: float | None) -> dict[str, Any]:
         rows.append(row)
     return {
         "batch": 1,
-        "rounds": 3,
         "threads": 5,
+        "peers": [*suite.PEERS, "plait"],
         "host": {"model": "Some CPU", "cores": 7},
         "rows": rows,
     }
@@ -38,6 +49,7 @@ def test_the_lists_are_those_of_the_zoo_and_the_peers() -> None:
     assert set(suite.MODELS) == set(ZOO) - {"minilm_batch"}
     assert len(set(suite.MODELS)) == len(suite.MODELS)
     assert tuple(peers.PEERS) == suite.PEERS
+    assert tuple(peers.SLOW_PEERS) == suite.SLOW_PEERS
 
 
 def test_a_batch_repeats_every_sample() -> None:
@@ -48,7 +60,9 @@ def test_a_batch_repeats_every_sample() -> None:
 def test_models_with_more_than_one_sample_are_named() -> None:
     for name in ("crepe_tiny", "mtcnn_pnet", "mtcnn_rnet", "mtcnn_onet"):
         several = ZOO[name]().example_args[0].shape[0] > 1
-        assert (name in suite.SEVERAL or f"{name.partition('_')[0]}_*" in suite.SEVERAL) is several
+        assert (
+            name in tables.SEVERAL or f"{name.partition('_')[0]}_*" in tables.SEVERAL
+        ) is several
 
 
 @pytest.mark.parametrize(
@@ -72,12 +86,66 @@ def test_no_bar_holds_without_a_number() -> None:
 
 
 def test_the_table_marks_what_is_fastest_and_what_is_absent() -> None:
-    text = suite.table(results(mlp=2.0, lstm=None))
+    text = tables.table(results(mlp=2.0, lstm=None))
     assert "| mlp | 1e+03 | 1e+03 | – | – | **500** | 2.00× (2.00–2.00) |" in text
+    assert "median of 3 interleaved rounds" in text
     assert "5 threads, Some CPU with 7 cores" in text
+
+
+def test_the_table_says_why_a_candidate_was_not_timed() -> None:
+    found = results(mlp=2.0, lstm=None)
+    found["rows"][1]["absent"]["openvino"] = "RuntimeError: no such operator"
+    assert "* Without openvino: lstm: RuntimeError: no such operator." in tables.table(found)
+
+
+def test_the_table_claims_no_rounds_and_versions_that_rows_lack() -> None:
+    found = results(mlp=2.0, lstm=1.0, gpt2=None)
+    found["rows"][1].update(rounds=7, versions={"torch": "2.1"})
+    found["rows"][2].update(seconds={}, rounds=99)  # nothing was timed in it
+    text = tables.table(found)
+    assert "median of 3 to 7 (by model" in text
+    assert "torch 2.0/2.1" in text
+
+
+def test_the_costs_of_building() -> None:
+    assert "| mlp | 0.1 · 2 | 12.3 · – | – | – | – |" in tables.costs(results(mlp=2.0))
+
+
+def built(run_seconds: float, *results: float) -> Built:
+    return Built(1.0, run_seconds, 0, [np.array(results, np.float32)])
+
+
+def test_what_disagrees_with_eager_is_not_timed() -> None:
+    found = suite.wrong({"eager": built(1, 1, 2), "tvm": built(1, 1, 2), "plait": built(1, 1, 3)})
+    assert list(found) == ["plait"]
+
+
+def test_only_slow_peers_can_be_too_slow() -> None:
+    times = {"eager": 50, "inductor max-autotune": 10, "tvm": 21, "plait": 1}
+    found = suite.too_slow({name: built(seconds) for name, seconds in times.items()})
+    assert found == {"tvm": "a run takes 21 s, 21 times that of the fastest"}
+
+
+def test_rows_replace_those_of_the_same_model() -> None:
+    old, new = results(lstm=1.0, mlp=2.0), results(mlp=3.0)
+    rows = suite.updated(old, new)["rows"]
+    assert [(r["model"], r["speedup"]["median"]) for r in rows] == [("mlp", 3.0), ("lstm", 1.0)]
 
 
 def test_the_readme_shows_the_recorded_results(repo_root: Path) -> None:
     for file in sorted((repo_root / "benchmarks" / "results").glob("batch*.json")):
-        recorded = json.loads(file.read_text())
-        assert suite.table(recorded) in (repo_root / "README.md").read_text(), file.name
+        text = tables.section(json.loads(file.read_text()), f"docs/speed_{file.stem}.svg")
+        assert text in (repo_root / "README.md").read_text(), file.name
+
+
+def test_both_batches_run_when_a_bar_is_missed(repo_root: Path, tmp_path: Path) -> None:
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/log\ntest "$4" = 8\n')
+    python.chmod(0o755)
+    for stamp in (".plait-installed", ".plait-bench-installed"):
+        (tmp_path / stamp).touch()
+    done = subprocess.run(["make", "bench", f"VENV={tmp_path}"], cwd=repo_root, check=False)
+    runs = (tmp_path / "log").read_text().splitlines()
+    assert done.returncode != 0
+    assert ["--batch 8" in run for run in runs] == [False, True]
