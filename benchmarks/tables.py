@@ -95,7 +95,7 @@ def _versions(results: Results) -> str:
             if version not in found.setdefault(package, []):
                 found[package].append(version)
     listed = ", ".join(f"{package} {'/'.join(each)}" for package, each in found.items())
-    return f" {listed}." if listed else ""
+    return f" With {listed}." if listed else ""
 
 
 def _absent(results: Results) -> list[str]:
