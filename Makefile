@@ -69,8 +69,11 @@ bench-all: $(BENCH_STAMP)  ## The same at batch 1 with the peers that take long 
 bars: $(STAMP)  ## Compile times, launch overhead and arenas, each beside its bar
 	$(BIN)/python -W ignore -m benchmarks.bars
 
-kernels: $(STAMP)  ## Speed of large products and convolutions, held to the machine's peak
-	$(BIN)/python -W ignore -m benchmarks.kernels resnet bert vit --bars
+kernels: $(STAMP)  ## Speed of large kernels, held to the machine's peak, or to its copying
+	status=0; \
+	$(BIN)/python -W ignore -m benchmarks.kernels resnet bert vit --bars || status=1; \
+	$(BIN)/python -W ignore -m benchmarks.streams --bars || status=1; \
+	exit $$status
 
 matrix: $(STAMP)  ## Run torch's own operator tests through the compiler; writes docs/op_matrix.md
 	$(BIN)/python -W ignore -m benchmarks.op_matrix --workers $(WORKERS)

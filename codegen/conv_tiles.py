@@ -162,6 +162,10 @@ IRREGULAR = 1.06  # order "pos" where rows of a tile have no fixed distance
 TILE_CYCLES = 20
 ROW_CYCLES = 10  # the address of a row that is no fixed distance from the tile's first
 MAX_ADDRESSED_ROWS = 6  # rows with an address register each
+# Cycles that a vector is waited for, for each column that a tile reads in turns with the others.
+COLUMN_FROM_L3, COLUMN_FROM_MEMORY = 0.1, 1.0
+L3_BYTES = 32 << 20
+VECTOR_BYTES = 4 * LANES
 NARROW = 4  # so few output channels leave most lanes of a vector empty
 
 
@@ -252,12 +256,28 @@ def window_cycles(shape: WindowShape, tile: WindowTile, threads: int) -> float:
     """Cycles of the busiest thread for windows that keep channels apart.
 
     A tap is one load for each accumulator and one for each vector of weights, two a cycle; 8
-    cycles a vector moved.
+    cycles a vector moved, and what it waits for data.
     """
     cells = tile.mr * tile.vectors
     taps = shape.kh * shape.kw * (cells + tile.vectors) / 2
     blocks = ceil_div(shape.c, tile.vectors * LANES) * ceil_div(shape.ow, tile.mr)
-    return ceil_div(shape.n * shape.oh * blocks, threads) * (taps + 8 * cells + TILE_CYCLES)
+    items = ceil_div(shape.n * shape.oh * blocks, threads)
+    return items * (taps + 8 * cells + TILE_CYCLES) + _waiting(shape, tile, threads)
+
+
+def _waiting(shape: WindowShape, tile: WindowTile, threads: int) -> float:
+    """Cycles in which data that is not in L2 is waited for.
+
+    A tile reads all its input columns in turns, each a stream of its own: the more there are, the
+    less the hardware fetches ahead.
+    """
+    vectors = shape.n * (shape.h * shape.w + shape.oh * shape.ow) * shape.c / LANES
+    nbytes = VECTOR_BYTES * vectors
+    if nbytes <= L2_BYTES * threads:
+        return 0.0
+    columns = (tile.mr - 1) * shape.stride[1] + (shape.kw - 1) * shape.dilation[1] + 1
+    wait = COLUMN_FROM_L3 if nbytes <= L3_BYTES else COLUMN_FROM_MEMORY
+    return wait * columns * vectors / threads
 
 
 def window_tiles(shape: WindowShape, threads: int) -> list[tuple[float, WindowTile]]:
@@ -266,7 +286,7 @@ def window_tiles(shape: WindowShape, threads: int) -> list[tuple[float, WindowTi
     parallel = threads > 1 and vectors * shape.kh * shape.kw > PARALLEL_CYCLES
     chunks = _even_chunks(shape, threads) if parallel else 1
     found = []
-    for mr in [m for m in (8, 7, 6, 5, 4, 3, 2) if m < shape.ow] + [min(shape.ow, 8)]:
+    for mr in [m for m in (8, 7, 6, 5, 4, 3, 2, 1) if m < shape.ow] + [min(shape.ow, 8)]:
         for wide in (1, 2, 4):
             if wide == 1 or (mr * wide <= 8 and shape.c // chunks >= wide * LANES):
                 tile = WindowTile(mr, wide, chunks, parallel)

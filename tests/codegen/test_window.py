@@ -119,6 +119,8 @@ def test_integers_are_left_to_the_generic_template() -> None:
         (WindowShape(1, 7, 7, 960, 3, 3, low=(1, 1), high=(1, 1)), WindowTile(7, 1, 2)),
         (WindowShape(1, 7, 7, 64, 7, 7), WindowTile(1, 4, 1, parallel=False)),
         (WindowShape(1, 14, 14, 24, 3, 3, low=(1, 1), high=(1, 1)), WindowTile(7, 1, 1, False)),
+        (WindowShape(1, 112, 112, 64, 3, 3, (2, 2), (1, 1), (1, 1)), WindowTile(2, 4)),  # in L3
+        (WindowShape(8, 112, 112, 96, 3, 3, (2, 2), (1, 1), (1, 1)), WindowTile(1, 4)),
     ],
     ids=str,
 )

@@ -1,0 +1,145 @@
+"""Speed of kernels that are bound by memory, on arrays larger than the caches.
+
+    python -m benchmarks.streams [NAME ...] [--threads 1 2] [--seconds S] [--bars]
+
+Prints GB/s for each number of threads, the best of many runs, float32, and its share of what numpy
+copies at with as many threads.  Bytes are those of the arguments and results, each counted once, as
+a copy's are; the lines that results go to are fetched before they are written, in both, so that a
+kernel which reads more than it writes has it easier than a copy.  NAME selects kernels that contain
+it.  With `--bars` each is held to 85 % of the copy; the exit code is 1 if one is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from benchmarks.kernels import normal
+from benchmarks.report import report
+from plait.ir import types as t
+from plait.ir.builder import Builder, Value
+from plait.ir.graph import Graph
+from plait.ir.types import TensorType
+from plait.runtime.ceilings import measure_ceilings
+from plait.runtime.compiler import compile_graph
+
+BAR = 85.0  # percent of the copy
+ITEM_BYTES = 4
+Make = Callable[..., Value]
+
+
+def chain(b: Builder, x: Value, y: Value) -> Value:
+    """A dozen cheap operations on two tensors and a row."""
+    row = b.constant(normal(1024), "row")
+    for _ in range(3):
+        x = b.emit("relu", x * row + y) - y
+    return x
+
+
+def softmax(b: Builder, x: Value) -> Value:
+    return b.emit("softmax", x, axis=1)
+
+
+def layer_norm(b: Builder, x: Value) -> Value:
+    affine = (b.constant(normal(*x.type.static("benchmark")[1:]), name) for name in ("w", "b"))
+    return b.emit("layer_norm", x, *affine, dims=1, eps=1e-5)
+
+
+def residual_norm(b: Builder, x: Value, y: Value) -> Value:
+    """What stands between the halves of a transformer's layer: a sum and its norm."""
+    return layer_norm(b, x + y)
+
+
+def pool(op: str, window: int, stride: int) -> Make:
+    """Windows over images whose channels are innermost."""
+
+    def make(b: Builder, x: Value) -> Value:
+        low = ((window - 1) // 2,) * 2
+        y = b.emit(op, b.transpose(x, (0, 3, 1, 2)), window=(window,) * 2, stride=(stride,) * 2,
+                   low=low, high=low, dilation=(1, 1))  # fmt: skip
+        return b.transpose(y, (0, 2, 3, 1))
+
+    return make
+
+
+def global_mean(b: Builder, x: Value) -> Value:
+    return b.emit("reduce_sum", x, axes=(1, 2)) * (1 / 196)
+
+
+KERNELS: dict[str, tuple[Make, tuple[tuple[int, ...], ...]]] = {
+    "relu": (lambda b, x: b.emit("relu", x), ((4096, 4096),)),
+    "chain": (chain, ((8192, 1024), (8192, 1024))),
+    "softmax 768": (softmax, ((16384, 768),)),
+    "softmax 128": (softmax, ((98304, 128),)),
+    "layer norm 768": (layer_norm, ((16384, 768),)),
+    "layer norm 96": (layer_norm, ((131072, 96),)),
+    "residual norm": (residual_norm, ((8192, 768), (8192, 768))),
+    "max pool 3x3 stride 2": (pool("max_pool", 3, 2), ((8, 112, 112, 192),)),
+    "max pool 2x2 stride 2": (pool("max_pool", 2, 2), ((8, 112, 112, 192),)),
+    "sum pool 3x3 stride 1": (pool("sum_pool", 3, 1), ((8, 112, 112, 96),)),
+    "global mean": (global_mean, ((128, 14, 14, 768),)),
+    "concat": (lambda b, x, y: b.emit("concat", x, y, axis=1), ((16384, 256), (16384, 512))),
+}
+
+
+def graph_of(name: str) -> Graph:
+    """The kernel as a graph of its arguments."""
+    make, shapes = KERNELS[name]
+    b = Builder()
+    inputs = [b.input(TensorType(t.f32, shape)) for shape in shapes]
+    return b.finish([make(b, *inputs)])
+
+
+def traffic(graph: Graph) -> int:
+    """Bytes of the arguments and results."""
+    types = [*(i.type for i in graph.inputs), *graph.output_types]
+    return ITEM_BYTES * sum(math.prod(type.static("benchmark")) for type in types)
+
+
+def measure(graph: Graph, threads: int, seconds: float) -> float:
+    """The best time of a run in seconds, results into arrays that have been written before."""
+    model = compile_graph(graph, threads=threads).load(threads)
+    inputs = [normal(*i.type.static("benchmark")) for i in graph.inputs]
+    outputs = [np.zeros(type.static("benchmark"), np.float32) for type in graph.output_types]
+    best = math.inf
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        begin = time.perf_counter()
+        model.run_into(inputs, outputs)
+        best = min(best, time.perf_counter() - begin)
+    return best
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.streams", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("names", nargs="*", help="kernels whose name contains one of these")
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--seconds", type=float, default=0.5, help="for each measurement")
+    parser.add_argument("--bars", action="store_true", help="hold kernels to 85 %% of the copy")
+    options = parser.parse_args(arguments)
+    copies = {n: measure_ceilings(n).bytes_per_second for n in options.threads}
+    print("GB/s".ljust(26) + "".join(f"{n} thread{'s' * (n > 1)}".rjust(20) for n in copies))
+    print("copy".ljust(26) + "".join(f"{copy / 1e9:20.1f}" for copy in copies.values()))
+    held = True
+    for name in KERNELS:
+        if options.names and not any(word in name for word in options.names):
+            continue
+        graph = graph_of(name)
+        speeds = {n: traffic(graph) / measure(graph, n, options.seconds) for n in copies}
+        shares = {n: 100 * speed / copies[n] for n, speed in speeds.items()}
+        cells = [f"{speeds[n] / 1e9:.1f} ({shares[n]:.0f} %)".rjust(20) for n in copies]
+        print(name.ljust(26) + "".join(cells), flush=True)
+        if options.bars:
+            told = [report(f"{name}: of the copy, {n} threads", shares[n], BAR, "%", "at least")
+                    for n in copies]  # fmt: skip
+            held &= all(told)
+    raise SystemExit(0 if held else 1)
+
+
+if __name__ == "__main__":
+    main()
