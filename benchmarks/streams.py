@@ -2,11 +2,12 @@
 
     python -m benchmarks.streams [NAME ...] [--threads 1 2] [--seconds S] [--bars]
 
-Prints GB/s for each number of threads, the best of many runs, float32, and its share of what numpy
-copies at with as many threads.  Bytes are those of the arguments and results, each counted once, as
-a copy's are; the lines that results go to are fetched before they are written, in both, so that a
-kernel which reads more than it writes has it easier than a copy.  NAME selects kernels that contain
-it.  With `--bars` each is held to 85 % of the copy; the exit code is 1 if one is missed.
+Prints GB/s for each number of threads, the best of many runs, float32, and beside it what numpy
+copies at with as many threads just before.  Bytes are those of the arguments and results, each
+counted once, as a copy's are; the lines that results go to are fetched before they are written, in
+both, so that a kernel which reads more than it writes has it easier than a copy.  NAME selects
+kernels that contain it.  With `--bars` each is held to 85 % of the copy; the exit code is 1 if one
+is missed.
 """
 
 from __future__ import annotations
@@ -122,21 +123,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=0.5, help="for each measurement")
     parser.add_argument("--bars", action="store_true", help="hold kernels to 85 %% of the copy")
     options = parser.parse_args(arguments)
-    copies = {n: measure_ceilings(n).bytes_per_second for n in options.threads}
-    print("GB/s".ljust(26) + "".join(f"{n} thread{'s' * (n > 1)}".rjust(20) for n in copies))
-    print("copy".ljust(26) + "".join(f"{copy / 1e9:20.1f}" for copy in copies.values()))
+    head = "".join(f"{n} thread{'s' * (n > 1)}, copy".rjust(20) for n in options.threads)
+    print(f"{'GB/s':26}{head}")
     held = True
     for name in KERNELS:
         if options.names and not any(word in name for word in options.names):
             continue
         graph = graph_of(name)
-        speeds = {n: traffic(graph) / measure(graph, n, options.seconds) for n in copies}
-        shares = {n: 100 * speed / copies[n] for n, speed in speeds.items()}
-        cells = [f"{speeds[n] / 1e9:.1f} ({shares[n]:.0f} %)".rjust(20) for n in copies]
-        print(name.ljust(26) + "".join(cells), flush=True)
+        moved, shares = traffic(graph), dict[int, float]()
+        print(f"{name:26}", end="", flush=True)
+        for n in options.threads:
+            copy = measure_ceilings(n).bytes_per_second  # each time: it depends on the neighbours
+            speed = moved / measure(graph, n, options.seconds)
+            shares[n] = 100 * speed / copy
+            print(f"{f'{speed / 1e9:.1f}, {copy / 1e9:.1f}':>20}", end="", flush=True)
+        print()
         if options.bars:
-            told = [report(f"{name}: of the copy, {n} threads", shares[n], BAR, "%", "at least")
-                    for n in copies]  # fmt: skip
+            told = [report(f"{name}: of the copy, {n} threads", share, BAR, "%", "at least")
+                    for n, share in shares.items()]  # fmt: skip
             held &= all(told)
     raise SystemExit(0 if held else 1)
 
