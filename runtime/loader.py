@@ -40,7 +40,7 @@ class Native:
     def __init__(self) -> None:
         os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", SPIN_COUNT)
         path = runtime_library()
-        with _without_torch():
+        with without_torch():
             ffi = _import("tvm_ffi")
             # Its pool sets the pointer that parallel loops in object code call through.
             self.library = _open(path)
@@ -212,8 +212,8 @@ class _HideTorch:
 
 
 @contextmanager
-def _without_torch() -> Iterator[None]:
-    """`tvm_ffi` imports torch where it finds it, for seconds: keep it from doing so.
+def without_torch() -> Iterator[None]:
+    """TVM and `tvm_ffi` import torch where they find it, for seconds: keep them from doing so.
 
     Where torch is loaded already, nothing changes; torch may also be imported afterwards.
     """

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from plait.runtime.loader import native, runtime_library
+from plait.runtime.loader import native, runtime_library, without_torch
 
 EXTRA_LIBRARY = "libtvm_runtime_extra.so"
 _AUTOLOAD = "TVM_DEVICE_BACKEND_AUTOLOAD"
@@ -32,7 +32,7 @@ def open_tvm() -> None:
     extra = runtime_library().with_name(EXTRA_LIBRARY)
     if extra.exists():  # it knows types that `import tvm` asks for before it opens it
         ctypes.CDLL(str(extra))
-    with _without_back_ends(), _without_collection():
+    with _without_back_ends(), _without_collection(), without_torch():
         importlib.import_module("tvm")
 
 

@@ -39,7 +39,7 @@ def test_a_library_that_cannot_be_opened(tmp_path: Path) -> None:
 def test_torch_is_hidden_from_one_thread_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     found: list[object] = []
-    with loader._without_torch():
+    with loader.without_torch():
         finder = sys.meta_path[0]
         with pytest.raises(ModuleNotFoundError, match="torch is hidden"):
             finder.find_spec("torch", None)
