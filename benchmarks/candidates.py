@@ -14,6 +14,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -28,6 +29,7 @@ Call: TypeAlias = Callable[[], list[NDArray[Any]]]
 # Where those keep what they compiled that keep it on disk.
 CACHES: Final = ("PLAIT_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
 REASON_CHARACTERS: Final = 200
+SAMPLE_LIMIT: Final = 120.0  # seconds
 _MADV_POPULATE_READ: Final = 22  # of Linux 5.14 and later
 
 
@@ -82,20 +84,25 @@ class Candidate:
     def _answer(self) -> Any:
         try:
             return self._connection.recv()
-        except EOFError:
+        except (EOFError, OSError):
             self._process.join()
             code = self._process.exitcode
             raise CandidateFailed(f"its process ended with code {code}") from None
 
     def sample(self) -> float:
-        """Seconds per call. Raises `CandidateFailed` if the process ended."""
-        self._connection.send("sample")
+        """Seconds per call. Raises `CandidateFailed` if the process ended or takes too long."""
+        with suppress(OSError):  # of a process that has ended: there is no answer either
+            self._connection.send("sample")
+        if not self._connection.poll(SAMPLE_LIMIT):
+            raise CandidateFailed(f"a sample took more than {SAMPLE_LIMIT:g} s")
         seconds: float = self._answer()
         return seconds
 
     def _end(self) -> None:
-        if self._process.pid is not None and self._process.is_alive():
-            os.killpg(self._process.pid, signal.SIGKILL)  # and the compilers that it started
+        if self._process.pid is not None:
+            with suppress(ProcessLookupError):  # the compilers that it started too
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.kill()
         self._process.join()
         self._connection.close()
         self._folder.cleanup()

@@ -22,7 +22,7 @@ import math
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from benchmarks.candidates import Built, Candidate, CandidateFailed
 from benchmarks.report import report
 from benchmarks.tables import BEST, OURS, geometric_mean, plot, ratio, section
 from plait.ir import knobs
+from plait.runtime.bench import Comparison, interleave
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 RESULTS: Final = ROOT / "benchmarks" / "results"
@@ -61,7 +62,6 @@ def measure(name: str, rounds: int, threads: int, batch: int, slow_peers: bool) 
 
     from benchmarks import peers
     from benchmarks.zoo import ZOO
-    from plait.runtime.bench import interleave
 
     torch.set_num_threads(1)  # a process that is to be forked must not have started threads
     entry = ZOO[name]()
@@ -82,26 +82,46 @@ def measure(name: str, rounds: int, threads: int, batch: int, slow_peers: bool) 
             built[peer] = candidate.built
         reasons = {**wrong(built), **too_slow(built)}
         samplers = {peer: c.sample for peer, c in candidates.items() if peer not in reasons}
-        timing = interleave(samplers, rounds)
+        timing, failed = timed(samplers, rounds)
+    seconds = {peer: timing.median(peer) for peer in samplers if peer not in failed}
     row: dict[str, Any] = {
         "model": name,
         "weights": entry.kind,
         "rounds": rounds,
         "versions": peers.versions(),
-        "absent": {**absent, **reasons},
+        "absent": {**absent, **reasons, **failed},
         "build_seconds": {peer: each.build_seconds for peer, each in built.items()},
         "peak_bytes": {peer: each.peak_bytes for peer, each in built.items()},
-        "seconds": {peer: timing.median(peer) for peer in samplers},
+        "seconds": seconds,
     }
-    rivals = {peer: seconds for peer, seconds in row["seconds"].items() if peer != OURS}
-    if OURS in samplers:
+    rivals = {peer: each for peer, each in seconds.items() if peer != OURS}
+    if OURS in seconds and rivals:
         best = min(rivals, key=rivals.__getitem__)
         row["best_peer"] = best
         row["speedup"] = dict(
             zip(("median", "low", "high"), timing.speedup(OURS, best), strict=True)
         )
-        row["speedup_eager"] = timing.speedup(OURS, "eager")[0]
     return row
+
+
+def timed(
+    samplers: Mapping[str, Callable[[], float]], rounds: int
+) -> tuple[Comparison, dict[str, str]]:
+    """Interleaved samples, and why candidates failed: the others are then timed anew."""
+    failed: dict[str, str] = {}
+    asked = ""
+
+    def asking(peer: str) -> float:
+        nonlocal asked
+        asked = peer
+        return samplers[peer]()
+
+    while True:
+        left = {peer: partial(asking, peer) for peer in samplers if peer not in failed}
+        try:
+            return interleave(left, rounds), failed
+        except CandidateFailed as error:
+            failed[asked] = str(error)
 
 
 def wrong(built: Mapping[str, Built]) -> dict[str, str]:
@@ -111,6 +131,9 @@ def wrong(built: Mapping[str, Built]) -> dict[str, str]:
     reference = built["eager"].results
     found = {}
     for peer, each in built.items():
+        if len(each.results) != len(reference):
+            found[peer] = f"gives {len(each.results)} results, eager {len(reference)}"
+            continue
         verdicts = [agree(got, want) for got, want in zip(each.results, reference, strict=True)]
         reasons = [verdict.reason for verdict in verdicts if not verdict.agrees]
         if reasons:
@@ -146,12 +169,13 @@ def measure_apart(
         return found
 
 
-def bars(results: dict[str, Any]) -> bool:
-    """Print each bar beside what was found; whether all hold. A row without Plait holds none."""
+def bars(results: dict[str, Any], models: Sequence[str]) -> bool:
+    """Print each bar beside what was found; whether all hold. What was not measured holds none."""
     held = []
-    for row in results["rows"]:
-        found = row.get("speedup", {}).get("median", math.nan)
-        held.append(report(f"{row['model']}: speed over {BEST}", found, 1, "x", "at least"))
+    rows = {row["model"]: row for row in results["rows"]}
+    for name in models:
+        found = rows.get(name, {}).get("speedup", {}).get("median", math.nan)
+        held.append(report(f"{name}: speed over {BEST}", found, 1, "x", "at least"))
     for peer, bar in MEAN_BARS.get(results["batch"], {}).items():
         found, what = geometric_mean(results, peer), f"geometric mean of the speed over {peer}"
         held.append(report(what, found, bar, "x", "at least"))
@@ -178,14 +202,18 @@ def run(
     batch: int,
     slow_peers: bool,
     keep: Callable[[dict[str, Any]], object],
-) -> None:
-    """Measure the models one after another, telling and keeping each result as it comes."""
+) -> list[str]:
+    """Measure the models one after another, telling and keeping each result as it comes.
+
+    Gives the names of those of which nothing was measured; what is on record of them stays.
+    """
     from dataclasses import asdict
 
     from plait.codegen.host import host
 
     names = [*PEERS, *(SLOW_PEERS if slow_peers else ()), OURS]
     head = {"batch": batch, "threads": threads, "peers": names, "host": asdict(host())}
+    lost = []
     for name in models:
         print(f"{name}: ", end="", flush=True)
         row = measure_apart(name, rounds, threads, batch, slow_peers)
@@ -193,7 +221,11 @@ def run(
         print(f"{times or 'nothing measured'}; {ratio(row)}", flush=True)
         for peer, reason in row["absent"].items():
             print(f"  without {peer}: {reason}", flush=True)
-        keep({**head, "rows": [row]})
+        if row["seconds"]:
+            keep({**head, "rows": [row]})
+        else:
+            lost.append(name)
+    return lost
 
 
 def updated(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
@@ -226,11 +258,15 @@ def main() -> None:
         file.write_text(json.dumps(updated(old, new), indent=1) + "\n")
 
     models = [name for name in given.models.split(",") if name]
-    run(models, given.rounds, given.threads, given.batch, slow_peers, keep)
+    if unknown := set(models) - set(MODELS):
+        parser.error(f"unknown models: {', '.join(sorted(unknown))}; known: {', '.join(MODELS)}")
+    lost = run(models, given.rounds, given.threads, given.batch, slow_peers, keep)
+    if not file.exists():
+        raise SystemExit("nothing was measured")
     results = json.loads(file.read_text())
     text = section(results, f"docs/speed_{stem}.svg")
     print(f"\n{text}\n")
-    held = bars(results)
+    held = bars(results, models if slow_peers else MODELS) and not lost
     plot(results, PLOTS / f"speed_{stem}.svg")
     if given.write_readme:
         write_readme(text, f"bench {stem}")

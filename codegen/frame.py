@@ -11,7 +11,7 @@ from dataclasses import dataclass
 # Words of an array object: PyArrayObject_fields of numpy's C interface behind CPython's header.
 TYPE, DATA, RANK, DIMENSIONS, DTYPE, FLAGS = 1, 2, 3, 4, 7, 8
 READY = 0x1 | 0x100  # flags: dense and row-major, aligned
-REFUSED = -1  # what `check` returns for arrays that are not as the plan says
+REFUSED = -2  # what `check` returns for arrays that are not as the plan says
 
 
 @dataclass(frozen=True)

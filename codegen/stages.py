@@ -37,8 +37,9 @@ Kind: TypeAlias = Literal["points", "window", "nest"]
 class Stage:
     """A kernel that can be computed row by row, its memory seen as positions of channels.
 
-    entry: the body's input that the stage before makes, -1 for the first.  `window` has the rows
-    and columns of the images, None where the kernel knows but positions.
+    entry: the body's input that the stage before makes, -1 for the first.  It reads `given`
+    positions of `inputs` channels and makes `positions` of `channels`.  `window` has the rows and
+    columns of the images, None where the kernel knows but positions.
     """
 
     kind: Kind

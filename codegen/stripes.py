@@ -25,11 +25,11 @@ from plait.passes.stripe import Block, Link
 
 WORKSPACE_BYTES = 256 * 1024  # of a thread: half of L2, the rest is for weights
 SMALL_BYTES = 256 * 1024  # a tensor that L2 still holds when the next kernel reads it
-L3_BYTES = 8 << 20  # of a kernel's input and output, the rest is taken by what lies between
+KEPT_BYTES = 8 << 20  # of a kernel's input and output: what L3 keeps of it
 L3_RATE, MEMORY_RATE = 20.0, 3.6  # bytes a cycle of one core of two that stream
 COPY_RATE = 12.0  # bytes a cycle that one core moves inside L2
-MARGIN = 0.93  # what the estimate of a block must beat that of its kernels by
-ROW_CYCLES = 60  # around a stage's rows
+MARGIN = 0.93  # a block must take less than this part of the time of its kernels
+SPAN_CYCLES = 60  # around the rows of a stage
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,8 @@ class Chain:
 
     @property
     def fits(self) -> bool:
-        """Whether the stages can be a block: one window, and borders narrower than it keeps."""
+        """Whether the stages can be a block: at most one window, whose stripes overlap if some
+        stage before it makes what they read."""
         if sum(s.kind == "window" for s in self.stages) > 1:
             return False
         return not self.before or self.kept >= 1
@@ -103,8 +104,8 @@ class Chain:
         w, found = self.window, list[Cut]()
         for rows in range(1, w.oh + 1):
             stripes = w.oh // rows
-            bands = min(stripes, threads // math.gcd(w.n, threads)) if self.before else stripes
-            cut = Cut(rows, bands)
+            wanted = min(stripes, threads // math.gcd(w.n, threads)) if self.before else stripes
+            cut = Cut(rows, ceil_div(stripes, ceil_div(stripes, wanted)))  # no band is empty
             if 4 * sum(self.scratch(cut)) > WORKSPACE_BYTES:
                 break
             if w.oh % rows == 0:
@@ -116,8 +117,8 @@ class Chain:
         w, stripes = self.window, self.window.oh // cut.rows
         each = ceil_div(stripes, cut.bands)
         new = self.new_rows(cut.rows)
-        row = sum(s.cycles(w.w) + ROW_CYCLES for s in self.before)
-        stripe = row * new + sum(s.cycles(cut.rows * w.ow) + ROW_CYCLES for s in self._later)
+        row = sum(s.cycles(w.w) + SPAN_CYCLES for s in self.before)
+        stripe = row * new + sum(s.cycles(cut.rows * w.ow) + SPAN_CYCLES for s in self._later)
         band = each * (stripe + self._keeping) + (row * self.kept if self.before else 0)
         items = w.n * cut.bands
         weights = sum(s.weights for s in self.stages)
@@ -138,7 +139,7 @@ class Chain:
         """Cycles to read what the first stage reads and to write what the last one makes."""
         first, last = self.stages[0], self.stages[-1]
         sizes = (4 * first.given * first.inputs, 4 * last.positions * last.channels)
-        rate = L3_RATE if sum(sizes) <= L3_BYTES else MEMORY_RATE
+        rate = L3_RATE if sum(sizes) <= KEPT_BYTES else MEMORY_RATE
         return sum(size / rate for size in sizes if size > SMALL_BYTES) / threads
 
 

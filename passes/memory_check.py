@@ -15,6 +15,12 @@ from plait.ir.types import TensorType
 if TYPE_CHECKING:
     from plait.passes.memory import MemoryPlan
 
+# Ops whose result at a place may need their operand at other places.
+READS_ELSEWHERE = frozenset({
+    "slice", "take", "gather", "pad", "concat", "reverse", "transpose", "reshape", "broadcast_to",
+    "dot_general", "conv", "attention", "lstm", "gru", "max_pool", "sum_pool", "cumsum", "kernel",
+})  # fmt: skip
+
 
 def check_plan(graph: Graph, plan: MemoryPlan) -> None:
     """Replay the graph on symbolic memory and raise `PlanError` at the first fault.
@@ -149,9 +155,7 @@ def _place_by_place(graph: Graph, k: int, v: int, operand: int) -> bool:
         touched = reached & set(node.operands)
         if not touched or node.op.startswith("reduce_"):
             continue
-        plain = node.op not in ("slice", "take", "gather", "pad", "concat", "reverse", "transpose",
-                                "reshape", "broadcast_to", "dot_general", "conv", "attention",
-                                "lstm", "gru", "max_pool", "sum_pool")  # fmt: skip
+        plain = node.op not in READS_ELSEWHERE
         same = node.types[0].shape == body.types[out].shape and strides(node.types[0]) == strides(
             body.types[position]
         )

@@ -24,6 +24,7 @@ from plait.runtime.loader import Library, Threads, default_threads
 
 Array = NDArray[Any]
 _ALIGN_FROM = 1 << 14  # bytes; aligning a smaller result costs more than its stores gain
+_TUPLE = tuple.__basicsize__  # bytes from a tuple's start to its items
 _thread_state = Threads()
 _running: list[None] = []  # one item for each run in flight, in any thread
 
@@ -67,7 +68,7 @@ class CompiledModel:
         # It reads objects that another Python thread may change, so it keeps the lock.
         self._check = library.function(plan.check_symbol, keep_lock=True)
         self._end = len(plan.steps)
-        # No array is what `check` wants where arrays lie otherwise in memory.
+        # -1: arrays lie elsewhere in their objects here, so `check` is never called.
         self._checked = len(plan.inputs) if arrays_lie_as_expected() else -1
         self._frames: list[_Frame] = []
         self._new_outputs = [_maker(t) for t in plan.outputs]
@@ -85,21 +86,23 @@ class CompiledModel:
 
         Raises `InputMismatch` naming the input whose dtype or shape is not the expected one.
         """
-        results = [new() for new in self._new_outputs]
+        results = tuple([new() for new in self._new_outputs])
         if len(arrays) == self._checked:
             frame = self._take_frame()
             _running.append(None)
             try:
-                cpu = self._check(frame.address, *map(id, arrays), *map(id, results))
+                items = id(arrays) + _TUPLE, id(results) + _TUPLE
+                cpu = self._check(frame.address, *items)
                 if cpu != f.REFUSED:
                     _thread_state.use(self.threads if len(_running) == 1 else 1, cpu)
-                    self._run(frame.address, 0, self._end)
-                    return tuple(results)
+                    if self._run(frame.address, 0, self._end):
+                        raise _no_memory(self.plan)
+                    return results
             finally:
                 _running.pop()
                 self._frames.append(frame)
         self.run_into(arrays, results)
-        return tuple(results)
+        return results
 
     def run(self, named: Mapping[str, Array]) -> dict[str, Array]:
         """Run on arrays by name.  Raises `InputMismatch` for a missing or an unknown name."""
@@ -123,12 +126,14 @@ class CompiledModel:
         try:
             _thread_state.use(self.threads if len(_running) == 1 else 1)
             try:
-                self._main(*inputs, *outputs, frame.address, 0, self._end)
+                failed = self._main(*inputs, *outputs, frame.address, 0, self._end)
             except Exception:
                 # `main` refuses before it writes anything, so it may be called again.
                 again = self._normalised(inputs)
                 self._check_outputs(outputs)
-                self._main(*again, *outputs, frame.address, 0, self._end)
+                failed = self._main(*again, *outputs, frame.address, 0, self._end)
+            if failed:
+                raise _no_memory(self.plan)
         finally:
             _running.pop()
             self._frames.append(frame)
@@ -144,9 +149,14 @@ class CompiledModel:
         results = [new() for new in self._new_outputs]
         frame = self._take_frame()
         _thread_state.use(self.threads)
+
+        def go(i: int) -> None:
+            if self._main(*arrays, *results, frame.address, i, i + 1):
+                raise _no_memory(self.plan)
+
         try:
             for i in range(self._end):
-                around(i, partial(self._main, *arrays, *results, frame.address, i, i + 1))
+                around(i, partial(go, i))
         finally:
             self._frames.append(frame)
         return tuple(results)
@@ -201,6 +211,10 @@ def arrays_lie_as_expected() -> bool:
     """
     if sys.implementation.name != "cpython" or object.__basicsize__ != f.TYPE * 8 + 8:
         return False
+    pair = (object(), object())
+    items = (ctypes.c_int64 * 2).from_address(id(pair) + _TUPLE)
+    if tuple(items) != tuple(map(id, pair)):
+        return False
     array = np.zeros((2, 3), np.float32)
     words = (ctypes.c_int64 * (f.FLAGS + 1)).from_address(id(array))
     shape = (ctypes.c_int64 * 2).from_address(words[f.DIMENSIONS])
@@ -209,6 +223,11 @@ def arrays_lie_as_expected() -> bool:
     wanted = (id(np.ndarray), address(array), 2, id(np.dtype(np.float32)))
     flags = words[f.FLAGS] & low
     return found == wanted and tuple(shape) == (2, 3) and flags == array.flags.num
+
+
+def _no_memory(plan: ModulePlan) -> MemoryError:
+    """What a kernel that fails has met: it asks for nothing but scratch."""
+    return MemoryError(f"{plan.name}: a kernel could not get the memory of its scratch")
 
 
 def address(array: Array) -> int:
@@ -230,6 +249,6 @@ def _normalise(spec: TensorSpec, value: Any) -> Array:
     if array.dtype != spec.numpy or array.shape != spec.shape:
         got = f"{array.dtype}[{', '.join(map(str, array.shape))}]"
         raise InputMismatch(name=spec.name, expected=str(spec), got=got)
-    if not array.flags.c_contiguous or not array.flags.writeable:
+    if not array.flags.carray:
         return array.copy(order="C")
     return array

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from plait.ir.errors import EnvironmentProblem
 from plait.runtime.loader import native, runtime_library, without_torch
 
 EXTRA_LIBRARY = "libtvm_runtime_extra.so"
@@ -30,10 +31,14 @@ def open_tvm() -> None:
         return
     native()
     extra = runtime_library().with_name(EXTRA_LIBRARY)
-    if extra.exists():  # it knows types that `import tvm` asks for before it opens it
-        ctypes.CDLL(str(extra))
-    with _without_back_ends(), _without_collection(), without_torch():
-        importlib.import_module("tvm")
+    try:
+        if extra.exists():  # it knows types that `import tvm` asks for before it opens it
+            ctypes.CDLL(str(extra))
+        with _without_back_ends(), _without_collection(), without_torch():
+            importlib.import_module("tvm")
+    except (ImportError, OSError) as error:
+        message = f"cannot be imported: {error} (pip install 'plait[compile]')"
+        raise EnvironmentProblem(what="the package tvm", message=message) from error
 
 
 @contextmanager
@@ -45,7 +50,7 @@ def _without_back_ends() -> Iterator[None]:
     try:
         yield
     finally:
-        del os.environ[_AUTOLOAD]
+        os.environ.pop(_AUTOLOAD, None)  # another thread may have taken it back
 
 
 @contextmanager

@@ -41,6 +41,7 @@ from plait.passes.stripe import Block, Link
 from plait.runtime.cache import KernelCache
 from plait.runtime.executor import CompiledModel
 from plait.runtime.loader import Library
+from plait.runtime.opening import open_tvm
 
 TUNED = "tuned"  # kind of cache entry
 FORMAT = 2
@@ -119,6 +120,7 @@ class Task:
 
 def tasks(graph: Graph, target: Target) -> list[Task]:
     """The kernels of an imported graph that have a choice, those that take longest first."""
+    open_tvm()  # templates import it
     before = DEFAULT_PIPELINE.partition(",select")[0]
     lowered = parse_pipeline(before).run(graph, Context(target))
     counts: dict[tuple[str, tuple[bool, ...]], int] = {}
@@ -232,6 +234,7 @@ class Race:
     after the other."""
 
     def __init__(self, task: Task, target: Target) -> None:
+        open_tvm()
         from plait.codegen.tvm.build import KernelJob, compile_many, host_target
         from plait.codegen.tvm.main_func import compile_main
         from plait.codegen.tvm.pointers import over_pointers

@@ -117,7 +117,7 @@ class Windowed:
         written at a position; None if there is none."""
         made = self.node.types[0]
         dims = [d for d in made.order if d != 1 and made.shape[d] != 1]
-        if made.order[-1] != 1 or not dims:
+        if made.order[-1] != 1 or not dims or dims != sorted(dims):
             return None
         for v in self._epilogue():
             type = self.body.types[v]
@@ -126,8 +126,9 @@ class Windowed:
             whole = type.shape == made.shape and same_memory(type.with_dtype(made.dtype), made)
             if not whole and any(n != 1 for n in sizes):
                 return None
-        return dims[-1] if all(map(self._by_elements, self._epilogue_nodes())) else None
+        return dims[-1] if all(map(self._by_elements, self._epilogue_nodes)) else None
 
+    @cached_property
     def _epilogue_nodes(self) -> list[Node]:
         """The nodes that lead from the anchor's result to the output."""
         found: list[Node] = []
@@ -140,11 +141,12 @@ class Windowed:
 
     def _epilogue(self) -> list[int]:
         """The values that these nodes read, and the output."""
-        return [*(v for n in self._epilogue_nodes() for v in n.operands), *self.body.outputs]
+        return [*(v for n in self._epilogue_nodes for v in n.operands), *self.body.outputs]
 
     def _by_elements(self, node: Node) -> bool:
+        """Whether an epilogue node and what it reads beside inputs work element by element."""
         made = [self.body.producer(v) for v in node.operands]
-        inner = (m is None or m.op in ("constant", self.node.op) or m in self._epilogue_nodes()
+        inner = (m is None or m.op in ("constant", self.node.op) or m in self._epilogue_nodes
                  for m in made)  # fmt: skip
         return ops.has_trait(node.op, "elementwise") and all(inner)
 

@@ -1,13 +1,14 @@
 """The functions of a module that call its kernels, in one object, named after `main_symbol`.
 
     main(input 0, ..., output 0, ..., frame: int64, begin: int32, end: int32)
-    check(frame: int64, object 0: int64, ...)
+    check(frame: int64, inputs: int64, outputs: int64)
     run(frame: int64, begin: int32, end: int32)
 
 `main` takes DLTensors and checks rank, shape, dtype and dense row-major strides before any kernel
-runs.  Numpy arrays take long to become DLTensors: `check` compares them with the plan as the Python
-objects they are, and `run` runs on those that it found good.  Both go by way of a frame, of
-`plait.codegen.frame`, to a C function of the steps.
+runs.  Numpy arrays take long to become DLTensors: `check` is given the places of the items of two
+tuples of arrays, compares these with the plan as the Python objects they are, and `run` runs on
+those that it found good.  Both go by way of a frame, of `plait.codegen.frame`, to a C function of
+the steps.
 
 Every kernel argument is `base + byte offset`.  Of the plan's steps, those from `begin` up to (not
 including) `end` run: profiling and debugging run a module step by step through the very code that
@@ -95,13 +96,19 @@ def build_steps(plan: ModulePlan) -> Any:
 def build_check(plan: ModulePlan) -> Any:
     """The function that compares array objects with the plan, and notes where their data is.
 
-    It returns the CPU that it runs on, which the caller wants to know, or `REFUSED`.
+    The tuples hold as many as the plan has: the caller sees to that.  It returns the CPU that it
+    runs on, which the caller wants to know, or `REFUSED`.
     """
     specs = [*plan.inputs, *plan.outputs]
     layout = _layout(plan)
     _, given, declared, words = _given_frame(plan)
-    objects = [tirx.Var(f"object{k}", "int64") for k in range(len(specs))]
-    stmts = list(declared)
+    tuples = [tirx.Var(name, "int64") for name in ("inputs", "outputs")]
+    stmts, objects = list(declared), list[PrimExpr]()
+    for number, count in zip(tuples, (len(plan.inputs), len(plan.outputs)), strict=True):
+        items = tirx.Var("items", "handle")
+        reading, held = _memory(items, max(count, 1), "int64")
+        stmts += [tirx.Bind(items, tirx.reinterpret("handle", number)), reading]
+        objects += [held[k] for k in range(count)]
     for k, (spec, at) in enumerate(zip(specs, objects, strict=True)):
         fields = tirx.Var("fields", "handle")
         wide, array = _memory(fields, f.FLAGS + 1, "int64")
@@ -118,15 +125,15 @@ def build_check(plan: ModulePlan) -> Any:
         ]  # fmt: skip
         if spec.shape:
             shape = tirx.Var("shape", "handle")
-            declared, sizes = _memory(shape, len(spec.shape), "int64")
+            reading, sizes = _memory(shape, len(spec.shape), "int64")
             stmts += [
                 tirx.Bind(shape, tirx.reinterpret("handle", array[f.DIMENSIONS])),
-                declared,
+                reading,
                 _refuse([sizes[d] != _long(n) for d, n in enumerate(spec.shape)]),
             ]
         stmts.append(tirx.BufferStore(words, array[f.DATA], [k]))
     cpu = tirx.call_extern("int32", "sched_getcpu")
-    return _function([given, *objects], [*stmts, tirx.Return(cpu)])
+    return _function([given, *tuples], [*stmts, tirx.Return(cpu)])
 
 
 def compile_main(plan: ModulePlan, target: CpuTarget) -> bytes:

@@ -17,6 +17,7 @@ from plait.codegen.schedule import Schedule
 from plait.codegen.stages import Stage
 from plait.codegen.stripes import Chain, Cut, chain_of
 from plait.codegen.target import Candidate, Template
+from plait.codegen.tiles import ceil_div
 from plait.codegen.tvm.blocks import scratch
 from plait.codegen.tvm.conv import ConvNest, conv_shape
 from plait.codegen.tvm.image import Windowed
@@ -47,6 +48,9 @@ class RowsOf(Windowed):
         wide = self.stage.inputs
         return self.stage.positions * wide, 1, wide, wide
 
+    def index(self, b: PrimExpr, ch: PrimExpr, i: PrimExpr, j: PrimExpr) -> list[PrimExpr]:
+        return [*[i] * (self.node.types[0].rank - 1), ch]
+
     def at(self, position: PrimExpr, ch: PrimExpr) -> list[PrimExpr]:
         return [*unflatten(position, Product.of(self.body).rows), ch]
 
@@ -72,12 +76,13 @@ class Stripes:
     def _band(self, item: PrimExpr) -> Stmt:
         """The stripes of one band, one after the other."""
         stripes = self.window.oh // self.cut.rows
-        each = -(-stripes // self.cut.bands)
+        each = ceil_div(stripes, self.cut.bands)
         image, band = unflatten(item, [self.window.n, self.cut.bands])
         if self.window.n == 1:
             image, band = const(0, "int32"), item
         first = band * each
-        count = each if stripes % self.cut.bands == 0 else tirx.min(each, stripes - first)
+        whole = stripes % self.cut.bands == 0
+        count = each if whole else tirx.max(tirx.min(each, stripes - first), 0)
         allocated = [tirx.AllocBuffer(b) for b in self.buffers]
         steps = loop(count, lambda t: self._stripe(image, first + t, t), None, "stripe")
         return sequence([*allocated, steps])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -148,6 +148,20 @@ def test_a_window_a_norm_and_two_products(n: int, cut: Cut) -> None:
     compare(block(n, 6, 5, 16), cut, normal(0, n, 6, 5, 16))
 
 
+@pytest.mark.parametrize("lead", [(12,), (3, 4), (2, 1, 3, 2)], ids=str)
+def test_two_products_of_any_rank(lead: tuple[int, ...]) -> None:
+    b = Builder()
+    y = b.input(TensorType(t.f32, (*lead, 16)))
+    for seed, (inputs, size) in enumerate(((16, 32), (32, 8))):
+        array = normal(seed, inputs, size) / np.float32(math.sqrt(inputs))
+        y = b.emit("dot_general", y, b.constant(array, f"w{seed}"), lhs_contract=(len(lead),),
+                   rhs_contract=(0,))  # fmt: skip
+        y = b.emit("gelu", y + b.constant(normal(seed, size), f"b{seed}"))
+    graph = b.finish([y])
+    for cut in (Cut(4, 3), Cut(12, 1)):
+        compare(graph, cut, normal(0, *lead, 16))
+
+
 def test_a_gate_for_each_channel_of_each_image_and_a_product() -> None:
     b = Builder()
     x = b.input(TensorType(t.f32, (2, 4, 4, 16)))
@@ -156,6 +170,23 @@ def test_a_gate_for_each_channel_of_each_image_and_a_product() -> None:
     graph = b.finish([b.transpose(y, (0, 2, 3, 1))])
     for cut in (Cut(4, 8), Cut(16, 2), Cut(32, 1)):
         compare(graph, cut, normal(0, 2, 4, 4, 16))
+
+
+def test_the_kernel_as_text(golden: Callable[[str, str], None]) -> None:
+    """A change here is a change of generated code: read it, then accept it with `make golden`."""
+    _, (node,) = joined(Bottleneck(1, 6, 8, (8, 16, 8), 3).graph(), Cut(2, 1))
+    func = cpu_target().build(node.attrs["body"], node.attrs["schedule"])
+    golden("bottleneck.py.txt", f"# {node.attrs['schedule']}\n{func.script()}")
+
+
+def test_no_band_of_a_cut_is_empty() -> None:
+    _, (node,) = joined(Bottleneck(1, 5, 4, (8, 16, 8), 3).graph())
+    chain = chain_of(node.attrs["body"])
+    for threads in (1, 2, 3, 4, 8):
+        for cut in chain.cuts(threads):
+            stripes = 5 // cut.rows
+            each = -(-stripes // cut.bands)
+            assert (cut.bands - 1) * each < stripes
 
 
 def test_the_joined_body_means_what_its_kernels_meant() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from plait.ir.errors import ArtifactError, InputMismatch, UsageError
+from plait.runtime import executor
 from plait.runtime.artifact import Artifact
 from plait.runtime.executor import CompiledModel
 from plait.runtime.loader import Library
@@ -138,6 +139,43 @@ def test_the_caller_keeps_its_cpus(model: CompiledModel) -> None:
     before = os.sched_getaffinity(0)
     model(sample())
     assert os.sched_getaffinity(0) == before
+
+
+def test_plain_arrays_take_the_native_check(
+    model: CompiledModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert executor.arrays_lie_as_expected()
+    want = model(sample())
+
+    def not_taken(*_: Any) -> None:
+        raise AssertionError("a plain array took the slow path")
+
+    monkeypatch.setattr(CompiledModel, "run_into", not_taken)
+    for got, expected in zip(model(sample()), want, strict=True):
+        np.testing.assert_array_equal(got, expected)
+    with pytest.raises(AssertionError, match="slow path"):
+        model(sample().T.copy().T)
+
+
+def test_arrays_that_lie_otherwise_go_through_dlpack(
+    small_artifact: Path, model: CompiledModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor, "arrays_lie_as_expected", lambda: False)
+    other = Artifact.open(small_artifact).load(threads=2)
+    monkeypatch.setattr(other, "_check", None)
+    for got, expected in zip(other(sample()), model(sample()), strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_a_kernel_without_memory_is_an_error(
+    model: CompiledModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model, "_run", lambda *_: -1)
+    with pytest.raises(MemoryError, match="scratch"):
+        model(sample())
+    monkeypatch.setattr(model, "_main", lambda *_: -1)
+    with pytest.raises(MemoryError, match="scratch"):
+        model.run_into([sample()], [np.empty(t.shape, t.numpy) for t in model.outputs])
 
 
 def test_step_by_step(model: CompiledModel) -> None:

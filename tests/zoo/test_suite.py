@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks import peers, suite, tables
-from benchmarks.candidates import Built
+from benchmarks.candidates import Built, CandidateFailed
 from benchmarks.report import report
 from benchmarks.zoo import ZOO
 
@@ -34,7 +34,6 @@ def results(**speeds: float | None) -> dict[str, Any]:
         if speed is not None:
             seconds["plait"] = 1 / speed
             row["speedup"] = {"median": speed, "low": speed, "high": speed}
-            row["speedup_eager"] = speed
         rows.append(row)
     return {
         "batch": 1,
@@ -76,8 +75,13 @@ def test_models_with_more_than_one_sample_are_named() -> None:
     ],
 )
 def test_bars(speeds: dict[str, float | None], holds: bool, capsys: Any) -> None:
-    assert suite.bars(results(**speeds)) is holds
+    assert suite.bars(results(**speeds), list(speeds)) is holds
     assert ("MISSED" not in capsys.readouterr().out) is holds
+
+
+def test_a_model_without_a_row_misses_its_bar(capsys: Any) -> None:
+    assert not suite.bars(results(mlp=9.0), ["mlp", "gpt2"])
+    assert "gpt2: speed over the best peer" in capsys.readouterr().out
 
 
 def test_no_bar_holds_without_a_number() -> None:
@@ -111,6 +115,23 @@ def test_the_costs_of_building() -> None:
     assert "| mlp | 0.1 · 2 | 12.3 · – | – | – | – |" in tables.costs(results(mlp=2.0))
 
 
+def test_a_candidate_that_fails_in_the_rounds_is_dropped_and_the_others_are_timed() -> None:
+    calls: list[str] = []
+
+    def good() -> float:
+        calls.append("good")
+        return 2.0
+
+    def bad() -> float:
+        if calls.count("good") > 2:
+            raise CandidateFailed("its process ended with code -9")
+        return 1.0
+
+    timing, failed = suite.timed({"good": good, "bad": bad}, rounds=4)
+    assert failed == {"bad": "its process ended with code -9"}
+    assert timing.median("good") == 2.0
+
+
 def built(run_seconds: float, *results: float) -> Built:
     return Built(1.0, run_seconds, 0, [np.array(results, np.float32)])
 
@@ -118,6 +139,8 @@ def built(run_seconds: float, *results: float) -> Built:
 def test_what_disagrees_with_eager_is_not_timed() -> None:
     found = suite.wrong({"eager": built(1, 1, 2), "tvm": built(1, 1, 2), "plait": built(1, 1, 3)})
     assert list(found) == ["plait"]
+    found = suite.wrong({"eager": built(1, 1, 2), "plait": Built(1, 1, 0, [])})
+    assert found == {"plait": "gives 0 results, eager 1"}
 
 
 def test_only_slow_peers_can_be_too_slow() -> None:
