@@ -12,7 +12,6 @@ peak.  The exit code is 1 if one is missed.
 
 from __future__ import annotations
 
-import argparse
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +20,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from benchmarks.report import report
+from benchmarks.report import options, report
 from plait.ir import types as t
 from plait.ir.builder import Builder, Value
 from plait.ir.graph import Graph
@@ -174,20 +173,16 @@ def bars(name: str, shape: Shape, schedule: str, speeds: Mapping[int, float], pe
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("names", nargs="*", help="shapes whose name contains one of these")
-    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--seconds", type=float, default=0.5, help="for each measurement")
-    parser.add_argument("--bars", action="store_true", help="hold large kernels to the peak")
-    given = parser.parse_args(arguments)
+    bar = "hold large kernels to the peak, of one and of two threads"
+    given, names = options("benchmarks.kernels", __doc__, SHAPES, bar, arguments)
+    if given.bars and not {1, 2} <= set(given.threads):
+        raise SystemExit("--bars compares one thread with two: leave --threads out")
     peak = measure_ceilings(1).flops_per_second / 1e9 if given.bars else 0.0
     held = True
     head = "".join(f"{f'{n} thread' + 's' * (n > 1):>12}" for n in given.threads)
     print(f"{'GFLOP/s':26}{head}  schedule")
-    for name, shape in SHAPES.items():
-        if given.names and not any(word in name for word in given.names):
-            continue
+    for name in names:
+        shape = SHAPES[name]
         graph = shape.graph()
         found = [measure(graph, threads, given.seconds) for threads in given.threads]
         speeds = "".join(f"{shape.flops / seconds / 1e9:12.1f}" for _, seconds in found)

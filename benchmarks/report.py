@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 
@@ -17,3 +19,23 @@ def report(
     verdict = "ok" if holds else "MISSED"
     print(f"{what:<46} {found:8.2f} {unit:<3} {wanted} {bar:6.2f}  {verdict}")
     return holds
+
+
+def options(
+    module: str, doc: str | None, known: Collection[str], bar: str, arguments: Sequence[str] | None
+) -> tuple[argparse.Namespace, list[str]]:
+    """The options of a benchmark of kernels, and the names of those that it is to measure.
+
+    `bar` says what `--bars` holds them to. Names that no kernel contains end the program (code 2).
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=doc)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("names", nargs="*", help="kernels whose name contains one of these")
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--seconds", type=float, default=0.5, help="for each measurement")
+    parser.add_argument("--bars", action="store_true", help=bar)
+    given = parser.parse_args(arguments)
+    words: list[str] = given.names
+    if unknown := [word for word in words if not any(word in name for name in known)]:
+        parser.error(f"no kernel is named like {', '.join(unknown)}; known: {', '.join(known)}")
+    return given, [name for name in known if not words or any(word in name for word in words)]

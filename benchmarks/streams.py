@@ -12,7 +12,6 @@ is missed.
 
 from __future__ import annotations
 
-import argparse
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from benchmarks.kernels import normal
-from benchmarks.report import report
+from benchmarks.report import options, report
 from plait.ir import types as t
 from plait.ir.builder import Builder, Value
 from plait.ir.graph import Graph
@@ -116,29 +115,22 @@ def measure(graph: Graph, threads: int, seconds: float) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.streams", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("names", nargs="*", help="kernels whose name contains one of these")
-    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--seconds", type=float, default=0.5, help="for each measurement")
-    parser.add_argument("--bars", action="store_true", help="hold kernels to 85 %% of the copy")
-    options = parser.parse_args(arguments)
-    head = "".join(f"{n} thread{'s' * (n > 1)}, copy".rjust(20) for n in options.threads)
+    bar = "hold kernels to 85 %% of the copy"
+    given, names = options("benchmarks.streams", __doc__, KERNELS, bar, arguments)
+    head = "".join(f"{n} thread{'s' * (n > 1)}, copy".rjust(20) for n in given.threads)
     print(f"{'GB/s':26}{head}")
     held = True
-    for name in KERNELS:
-        if options.names and not any(word in name for word in options.names):
-            continue
+    for name in names:
         graph = graph_of(name)
         moved, shares = traffic(graph), dict[int, float]()
         print(f"{name:26}", end="", flush=True)
-        for n in options.threads:
+        for n in given.threads:
             copy = measure_ceilings(n).bytes_per_second  # each time: it depends on the neighbours
-            speed = moved / measure(graph, n, options.seconds)
+            speed = moved / measure(graph, n, given.seconds)
             shares[n] = 100 * speed / copy
             print(f"{f'{speed / 1e9:.1f}, {copy / 1e9:.1f}':>20}", end="", flush=True)
         print()
-        if options.bars:
+        if given.bars:
             told = [report(f"{name}: of the copy, {n} threads", share, BAR, "%", "at least")
                     for n, share in shares.items()]  # fmt: skip
             held &= all(told)
