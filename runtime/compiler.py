@@ -6,32 +6,23 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from plait.codegen.cpu import CpuTarget, host_cpu_model, host_features
-from plait.codegen.plan import (
-    Call,
-    Copy,
-    ModulePlan,
-    PointerArg,
-    TensorSpec,
-    pack_weights,
-    place_weights,
-)
+from plait.codegen.plan import Code, ModulePlan, pack_weights
 from plait.codegen.target import Target
 from plait.ir import op as ops
 from plait.ir.errors import PlanError, Unsupported, UnsupportedOp
-from plait.ir.graph import Blob, Graph
-from plait.ir.layout import row_major
+from plait.ir.graph import Graph
 from plait.ir.types import TensorType, bf16
+from plait.passes import footprint
 from plait.passes.context import Context
 from plait.passes.hooks import Timing
 from plait.passes.memory import MemoryPlan
@@ -44,6 +35,7 @@ from plait.runtime.cache import KernelCache
 from plait.runtime.executor import CompiledModel
 from plait.runtime.loader import Library
 from plait.runtime.opening import open_tvm
+from plait.runtime.planning import make_plan
 
 SELECTIONS, MACHINES = "selections", "machines"  # kinds of cache entries
 _MOVES = frozenset({"movement", "gather", "layout"})  # traits of ops that compute nothing
@@ -134,7 +126,8 @@ def compile_graph(
     builder = _Kernels(lowered, machine, threads, cache, progress)
     kernels, objects = builder.run()
     seconds["kernels"] = time.perf_counter() - began - seconds["passes"]
-    plan, weights = make_plan(lowered, context.plan, builder.symbols, output_names)
+    calls = {k: (s, builder.parts[s]) for k, s in builder.symbols.items()}
+    plan, weights = make_plan(lowered, context.plan, calls, output_names)
     main = builder.through_cache(f"main-{plan.main_symbol}", lambda: _compile_main(plan, machine))
     seconds["total"] = time.perf_counter() - began
     seconds["main"] = seconds["total"] - seconds["passes"] - seconds["kernels"]
@@ -182,6 +175,7 @@ class _Kernels:
         self.progress = progress or (lambda stage, done, total: None)
         self.built = 0
         self.symbols: dict[int, str] = {}
+        self.parts: dict[str, int] = {}
 
     def run(self) -> tuple[tuple[Kernel, ...], list[bytes]]:
         calls: dict[str, int] = {}
@@ -192,14 +186,16 @@ class _Kernels:
                 self.symbols[k] = symbol
                 calls[symbol] = calls.get(symbol, 0) + 1
                 nodes.setdefault(symbol, k)
-        found = {s: data for s in nodes if (data := self.cache.get(s[2:])) is not None}
+        stored = {s: data for s in nodes if (data := self.cache.get(s[2:])) is not None}
+        found = {s: Code.from_bytes(data) for s, data in stored.items()}
         missing = [s for s in nodes if s not in found]
         done = len(found)
         one_by_one = Lock()  # compiling threads report here
 
         def finished(job: Any, data: bytes) -> None:
             nonlocal done
-            self.cache.put(job.symbol[2:], data)
+            found[job.symbol] = Code(data, self.parts[job.symbol])
+            self.cache.put(job.symbol[2:], found[job.symbol].to_bytes())
             with one_by_one:
                 done += 1
                 self.progress("kernels", done, len(nodes))
@@ -208,23 +204,29 @@ class _Kernels:
             open_tvm()
             from plait.codegen.tvm.build import KernelJob, compile_many
 
-            jobs = [KernelJob(s, self._maker(nodes[s])) for s in missing]
-            found.update(compile_many(jobs, self.machine, 2, finished))
+            jobs = [KernelJob(s, partial(self._make, s, nodes[s])) for s in missing]
+            compile_many(jobs, self.machine, 2, finished)
         self.built = len(missing)
+        self.parts = {s: code.parts for s, code in found.items()}
         kernels = tuple(self._kernel(s, nodes[s], calls[s]) for s in nodes)
-        return kernels, [found[s] for s in nodes]
+        return kernels, [found[s].data for s in nodes]
 
     def _symbol(self, body: Graph, schedule: str) -> str:
         key = "\0".join((body.digest, schedule, str(self.machine), code_fingerprint()))
         return f"k_{sha256(key.encode()).hexdigest()[:32]}"
 
-    def _maker(self, k: int) -> Callable[[], Any]:
+    def _make(self, symbol: str, k: int) -> Any:
+        """The PrimFunc of the kernel at node `k`; it notes in how many parts that is called."""
+        from plait.codegen.tvm.parts import PARTS, in_parts
         from plait.codegen.tvm.pointers import over_pointers
         from plait.codegen.tvm.target import cpu_target
 
         attrs = self.graph.nodes[k].attrs
-        target = cpu_target(self.threads)
-        return lambda: over_pointers(target.build(attrs["body"], attrs["schedule"]))
+        func = cpu_target(self.threads).build(attrs["body"], attrs["schedule"])
+        if footprint.small(attrs["body"]):
+            func = in_parts(func, self.threads)
+        self.parts[symbol] = int(func.attrs[PARTS]) if PARTS in func.attrs else 0
+        return over_pointers(func)
 
     def _kernel(self, symbol: str, k: int, calls: int) -> Kernel:
         node = self.graph.nodes[k]
@@ -332,66 +334,3 @@ def code_fingerprint() -> str:
         for path in sorted(Path(package.__path__[0]).rglob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-def make_plan(
-    graph: Graph, memory: MemoryPlan, symbols: dict[int, str], output_names: Sequence[str] = ()
-) -> tuple[ModulePlan, dict[str, NDArray[Any]]]:
-    """The plan of a lowered graph, and its weights by name.
-
-    Raises `PlanError` for inputs and outputs that are not row-major: a caller's arrays are.
-    """
-    for what, types in (("input", graph.input_types), ("output", graph.output_types)):
-        for k, ty in enumerate(types):
-            if not row_major(ty):
-                raise PlanError(f"{what} {k} is {ty}, but the arrays of callers are row-major")
-    inputs = tuple(
-        TensorSpec(i.name or f"input{k}", i.type.dtype.name, i.type.static("the plan"))
-        for k, i in enumerate(graph.inputs)
-    )
-    names_out = output_names or [f"output{k}" for k in range(len(graph.outputs))]
-    outputs = tuple(
-        TensorSpec(name, ty.dtype.name, ty.static("the plan"))
-        for name, ty in zip(names_out, graph.output_types, strict=True)
-    )
-    names, weights = _name_weights(graph, memory)
-    placed = place_weights(TensorSpec(n, a.dtype.name, tuple(a.shape)) for n, a in weights.items())
-    offsets = {w.name: w.byte_offset for w in placed}
-
-    def pointer(v: int) -> PointerArg:
-        home = memory.storage[v]
-        if home.space == "constant":
-            return PointerArg("weights", 0, offsets[names[home.index]])
-        if home.space == "arena":
-            return PointerArg("arena", 0, memory.blocks[home.index].offset)
-        return PointerArg("input" if home.space == "input" else "output", home.index)
-
-    steps: list[Call | Copy] = []
-    for k, node in enumerate(graph.nodes):
-        if node.op == "kernel":
-            args = [pointer(v) for v in (*node.operands, *graph.results(k))]
-            steps.append(Call(symbols[k], tuple(args), node.attrs["body"].name))
-    for index, v in enumerate(graph.outputs):
-        source = pointer(v)
-        if source != PointerArg("output", index):
-            steps.append(Copy(PointerArg("output", index), source, outputs[index].nbytes))
-    return ModulePlan(graph.name, inputs, outputs, tuple(steps), memory.size, placed), weights
-
-
-def _name_weights(graph: Graph, memory: MemoryPlan) -> tuple[dict[int, str], dict[str, Any]]:
-    """A name for every constant in memory; equal ones share it."""
-    names: dict[int, str] = {}
-    weights: dict[str, Any] = {}
-    seen: dict[Blob, str] = {}
-    for k, node in enumerate(graph.nodes):
-        if node.op != "constant":
-            continue
-        blob: Blob = node.attrs["value"]
-        if blob not in seen:
-            name = blob.name or "constant"
-            while name in weights:
-                name = f"{blob.name or 'constant'}.{len(weights)}"
-            seen[blob] = name
-            weights[name] = np.asarray(blob.array)
-        names[k] = seen[blob]
-    return names, weights
