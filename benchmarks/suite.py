@@ -18,6 +18,7 @@ a bar is missed.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import subprocess
@@ -68,13 +69,10 @@ def measure(
 
     Without a number of rounds the time that they take decides.
     """
-    from dataclasses import asdict
-
     import torch
 
     from benchmarks import peers
     from benchmarks.zoo import ZOO
-    from plait.codegen.host import host
 
     torch.set_num_threads(1)  # a process that is to be forked must not have started threads
     entry = ZOO[name]()
@@ -99,6 +97,10 @@ def measure(
         fewer = far_behind(runs)
         rounds = rounds or affordable({p: s for p, s in runs.items() if p not in fewer})
         timing, failed = timed(samplers, rounds, fewer)
+    from plait.codegen.host import (
+        host,
+    )  # no earlier: its import is part of what building Plait takes
+
     seconds = {peer: timing.median(peer) for peer in samplers if peer not in failed}
     row: dict[str, Any] = {
         "model": name,
@@ -106,7 +108,7 @@ def measure(
         "rounds": rounds,
         "fewer_rounds": {peer: n for peer, n in fewer.items() if peer in seconds},
         "threads": threads,
-        "host": asdict(host()),
+        "host": dataclasses.asdict(host()),
         "versions": peers.versions(),
         "absent": {**absent, **reasons, **failed},
         "build_seconds": {peer: each.build_seconds for peer, each in built.items()},
