@@ -97,9 +97,8 @@ def measure(
         fewer = far_behind(runs)
         rounds = rounds or affordable({p: s for p, s in runs.items() if p not in fewer})
         timing, failed = timed(samplers, rounds, fewer)
-    from plait.codegen.host import (
-        host,
-    )  # no earlier: its import is part of what building Plait takes
+    # No earlier: building Plait, in a fork of this process, counts its imports.
+    from plait.codegen.host import host
 
     seconds = {peer: timing.median(peer) for peer in samplers if peer not in failed}
     row: dict[str, Any] = {
