@@ -60,14 +60,17 @@ golden: $(STAMP)  ## Accept the present output as the golden files; review the d
 bench: $(BENCH_STAMP)  ## The speed suite against eager, Inductor and others; fills the table in README.md
 	status=0; \
 	$(BIN)/python -m benchmarks.suite --write-readme || status=1; \
-	$(BIN)/python -m benchmarks.suite --batch 8 --rounds 7 --write-readme || status=1; \
+	$(BIN)/python -m benchmarks.suite --batch 8 --write-readme || status=1; \
 	exit $$status
 
 bench-all: $(BENCH_STAMP)  ## The same at batch 1 with the peers that take long to build or to run
-	$(BIN)/python -m benchmarks.suite --peers all --rounds 11 --write-readme
+	$(BIN)/python -m benchmarks.suite --peers all --write-readme
 
-bars: $(STAMP)  ## Compile times, launch overhead and arenas, each beside its bar
-	$(BIN)/python -W ignore -m benchmarks.bars
+bars: $(STAMP)  ## Compile times, launch overhead, arenas and tuning, each beside its bar
+	status=0; \
+	$(BIN)/python -W ignore -m benchmarks.bars || status=1; \
+	$(BIN)/python -W ignore -m benchmarks.tuning || status=1; \
+	exit $$status
 
 kernels: $(STAMP)  ## Speed of large kernels, held to the machine's peak, or to its copying
 	status=0; \

@@ -9,7 +9,9 @@ ordinary settings: no gradients, frozen weights, the same number of threads. A b
 from __future__ import annotations
 
 import copy
+import io
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -135,6 +137,75 @@ def tvm(model: nn.Module, args: tuple[Tensor, ...], threads: int) -> Call:
     return call
 
 
+def iree(model: nn.Module, args: tuple[Tensor, ...], threads: int) -> Call:
+    """IREE by torch-mlir's importer, for this CPU, on its pool of threads.
+
+    Of its two ways to compile products, as they stand or by tiles of packed data with the kernels
+    that IREE brings, neither wins on every model: both are built, and the faster one is kept.
+    """
+    import iree.runtime as runtime
+
+    program = _linalg(model, args)
+    runtime.flags.parse_flags(f"--task_topology_group_count={threads}")
+    config = runtime.Config("local-task")
+    calls = [_iree_call(_iree_program(program, flags), args, config) for flags in ((), TILED)]
+    return min(calls, key=_quickest)
+
+
+TILED: Final = ("--iree-opt-data-tiling", "--iree-llvmcpu-enable-ukernels=all")
+
+
+def _linalg(model: nn.Module, args: tuple[Tensor, ...]) -> bytes:
+    """The exported program in MLIR's linalg dialect, as bytecode."""
+    from torch_mlir import fx
+
+    for module in model.modules():  # the importer looks for every buffer in the state dict
+        module._non_persistent_buffers_set.clear()
+    with torch.no_grad():
+        exported = torch.export.export(model, args, strict=False)
+    found = io.BytesIO()
+    lowered = fx.export_and_import(exported, output_type="linalg-on-tensors", func_name="main")
+    lowered.operation.write_bytecode(found)
+    return found.getvalue()
+
+
+def _iree_program(program: bytes, flags: tuple[str, ...]) -> Any:
+    """IREE's own bytecode with this CPU's instructions in it; raises its errors in one line."""
+    from iree.compiler import CompilerToolError, compile_str
+
+    host = ("--iree-llvmcpu-target-cpu=host", "--iree-opt-level=O3")
+    try:
+        return compile_str(program, target_backends=["llvm-cpu"], extra_args=[*host, *flags])
+    except CompilerToolError as error:  # it begins with the name of the tool
+        lines = [line for line in str(error).splitlines() if "error:" in line]
+        raise RuntimeError(lines[0] if lines else str(error)) from error
+
+
+def _iree_call(program: bytes, args: tuple[Tensor, ...], config: Any) -> Call:
+    import iree.runtime as runtime
+
+    loaded = runtime.VmModule.copy_buffer(config.vm_instance, program)
+    main = runtime.load_vm_module(loaded, config).main
+    feeds = [runtime.asdevicearray(config.device, x.numpy()) for x in args]
+
+    def call() -> list[NDArray[Any]]:
+        found = main(*feeds)
+        return [part.to_host() for part in (found if isinstance(found, tuple) else (found,))]
+
+    return call
+
+
+def _quickest(call: Call) -> float:
+    """Seconds of the fastest of three runs after a first one."""
+    call()
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
 def plait(model: nn.Module, args: tuple[Tensor, ...], threads: int) -> Call:
     """This project, ahead of time: capture, compile, link in memory."""
     import plait as compiler
@@ -155,9 +226,12 @@ PEERS: Final[Mapping[str, Builder]] = MappingProxyType(
 )
 # What takes long to build, or to run: measured only on request.
 SLOW_PEERS: Final[Mapping[str, Builder]] = MappingProxyType(
-    {"inductor max-autotune": inductor_tuned, "tvm": tvm}
+    {"inductor max-autotune": inductor_tuned, "tvm": tvm, "iree": iree}
 )
-PACKAGES: Final = ("torch", "openvino", "onnxruntime", "onnx", "apache-tvm", "plait")
+PACKAGES: Final = (
+    "torch", "openvino", "onnxruntime", "onnx", "apache-tvm", "torch-mlir", "iree-base-compiler",
+    "plait",
+)  # fmt: skip
 
 
 def versions() -> dict[str, str]:

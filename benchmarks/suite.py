@@ -6,9 +6,10 @@
 Every model runs in a process of its own, and in it every candidate again in one of its own, which
 builds with empty caches and then waits. Each round times every candidate once, in rotating order;
 what is printed are medians and, against the fastest peer, the ratio with a 95 % bootstrap interval.
+There are seven rounds, and up to thirty as time allows; a peer far behind the others gets three.
 A candidate whose outputs do not agree with eager is not timed.
 
-`--peers all` adds those that take long to build or to run, within limits. Results go to
+`--peers all` adds those that take long to build or to run. Results go to
 `benchmarks/results/batch1.json` (`batch1-all.json`), in place of the rows of the same models, and
 with `--write-readme` into `README.md`. The exit code is 1 if a model was not measured with Plait or
 a bar is missed.
@@ -17,6 +18,7 @@ a bar is missed.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import subprocess
@@ -45,10 +47,14 @@ MODELS: Final = (
     "mtcnn_rnet", "mtcnn_onet",
 )  # fmt: skip
 PEERS: Final = ("eager", "inductor", "openvino", "onnxruntime")
-SLOW_PEERS: Final = ("inductor max-autotune", "tvm")
+SLOW_PEERS: Final = ("inductor max-autotune", "tvm", "iree")
 BUILD_LIMIT: Final = 300.0  # seconds of building and two runs
-SLOW_BUILD_LIMIT: Final = 120.0
-SLOW_RUN_LIMIT: Final = 20.0  # times the run of the fastest: a slow peer beyond it is not timed
+SLOW_BUILD_LIMIT: Final = 180.0
+MIN_ROUNDS, MAX_ROUNDS = 7, 30
+ROUNDS_SECONDS: Final = 25.0  # of one model, for rounds beyond the least
+SAMPLE_SECONDS: Final = 0.07  # of settling, before and beside the runs of a sample
+FAR_BEHIND: Final = 10.0  # times the fastest peer's run
+FAR_BEHIND_ROUNDS: Final = 3
 # The geometric mean of the speed over a peer must be at least this, by batch.
 MEAN_BARS: Final = {
     1: {"eager": 1.5, "inductor": 1.1, BEST: 1.3},
@@ -56,8 +62,13 @@ MEAN_BARS: Final = {
 }
 
 
-def measure(name: str, rounds: int, threads: int, batch: int, slow_peers: bool) -> dict[str, Any]:
-    """Build, check and time all candidates on one model; the result as plain data."""
+def measure(
+    name: str, rounds: int | None, threads: int, batch: int, slow_peers: bool
+) -> dict[str, Any]:
+    """Build, check and time all candidates on one model; the result as plain data.
+
+    Without a number of rounds the time that they take decides.
+    """
     import torch
 
     from benchmarks import peers
@@ -80,14 +91,23 @@ def measure(name: str, rounds: int, threads: int, batch: int, slow_peers: bool) 
                 continue
             candidates[peer] = stack.enter_context(candidate)
             built[peer] = candidate.built
-        reasons = {**wrong(built), **too_slow(built)}
+        reasons = wrong(built)
         samplers = {peer: c.sample for peer, c in candidates.items() if peer not in reasons}
-        timing, failed = timed(samplers, rounds)
+        runs = {peer: built[peer].run_seconds for peer in samplers}
+        fewer = far_behind(runs)
+        rounds = rounds or affordable({p: s for p, s in runs.items() if p not in fewer})
+        timing, failed = timed(samplers, rounds, fewer)
+    # No earlier: building Plait, in a fork of this process, counts its imports.
+    from plait.codegen.host import host
+
     seconds = {peer: timing.median(peer) for peer in samplers if peer not in failed}
     row: dict[str, Any] = {
         "model": name,
         "weights": entry.kind,
         "rounds": rounds,
+        "fewer_rounds": {peer: n for peer, n in fewer.items() if peer in seconds},
+        "threads": threads,
+        "host": dataclasses.asdict(host()),
         "versions": peers.versions(),
         "absent": {**absent, **reasons, **failed},
         "build_seconds": {peer: each.build_seconds for peer, each in built.items()},
@@ -104,8 +124,21 @@ def measure(name: str, rounds: int, threads: int, batch: int, slow_peers: bool) 
     return row
 
 
+def far_behind(runs: Mapping[str, float]) -> dict[str, int]:
+    """The rounds of each peer that is many times slower than the fastest one, by a run of each."""
+    peers = {peer: seconds for peer, seconds in runs.items() if peer != OURS}
+    bar = FAR_BEHIND * min(peers.values(), default=0.0)
+    return {peer: FAR_BEHIND_ROUNDS for peer, seconds in peers.items() if seconds > bar}
+
+
+def affordable(runs: Mapping[str, float]) -> int:
+    """How many rounds a model gets, by the seconds of a run of each candidate."""
+    one = sum(SAMPLE_SECONDS + 2 * seconds for seconds in runs.values())
+    return max(MIN_ROUNDS, min(MAX_ROUNDS, int(ROUNDS_SECONDS / max(one, SAMPLE_SECONDS))))
+
+
 def timed(
-    samplers: Mapping[str, Callable[[], float]], rounds: int
+    samplers: Mapping[str, Callable[[], float]], rounds: int, fewer: Mapping[str, int]
 ) -> tuple[Comparison, dict[str, str]]:
     """Interleaved samples, and why candidates failed: the others are then timed anew."""
     failed: dict[str, str] = {}
@@ -119,7 +152,7 @@ def timed(
     while True:
         left = {peer: partial(asking, peer) for peer in samplers if peer not in failed}
         try:
-            return interleave(left, rounds), failed
+            return interleave(left, rounds, fewer=fewer), failed
         except CandidateFailed as error:
             failed[asked] = str(error)
 
@@ -141,24 +174,14 @@ def wrong(built: Mapping[str, Built]) -> dict[str, str]:
     return found
 
 
-def too_slow(built: Mapping[str, Built]) -> dict[str, str]:
-    """Of the slow peers whose runs would take up all the time of the rounds, how slow they are."""
-    fastest = min(each.run_seconds for each in built.values())
-    return {
-        peer: f"a run takes {built[peer].run_seconds:.3g} s, "
-        f"{built[peer].run_seconds / fastest:.0f} times that of the fastest"
-        for peer in SLOW_PEERS
-        if peer in built and built[peer].run_seconds > SLOW_RUN_LIMIT * fastest
-    }
-
-
 def measure_apart(
-    name: str, rounds: int, threads: int, batch: int, slow_peers: bool
+    name: str, rounds: int | None, threads: int, batch: int, slow_peers: bool
 ) -> dict[str, Any]:
     """`measure` in a process of its own, so that no model's threads or memory disturb the next."""
     with tempfile.NamedTemporaryFile(suffix=".json") as result:
         command = [sys.executable, "-m", "benchmarks.suite", "--one", name, result.name]
-        command += ["--rounds", str(rounds), "--threads", str(threads), "--batch", str(batch)]
+        command += ["--threads", str(threads), "--batch", str(batch)]
+        command += ["--rounds", str(rounds)] if rounds else []
         command += ["--peers", "all"] if slow_peers else []
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if done.returncode:
@@ -197,7 +220,7 @@ def write_readme(text: str, name: str) -> None:
 
 def run(
     models: list[str],
-    rounds: int,
+    rounds: int | None,
     threads: int,
     batch: int,
     slow_peers: bool,
@@ -207,12 +230,8 @@ def run(
 
     Gives the names of those of which nothing was measured; what is on record of them stays.
     """
-    from dataclasses import asdict
-
-    from plait.codegen.host import host
-
     names = [*PEERS, *(SLOW_PEERS if slow_peers else ()), OURS]
-    head = {"batch": batch, "threads": threads, "peers": names, "host": asdict(host())}
+    head = {"batch": batch, "peers": names}
     lost = []
     for name in models:
         print(f"{name}: ", end="", flush=True)
@@ -238,7 +257,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", default=",".join(MODELS), help="comma-separated zoo names")
     parser.add_argument("--batch", type=int, default=1, help="how often each sample is repeated")
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--rounds", type=int, help=f"default: {MIN_ROUNDS} or more")
     parser.add_argument("--threads", type=int, default=knobs.NUM_THREADS.get())
     parser.add_argument("--peers", choices=("usual", "all"), default="usual", help="all: slow ones")
     parser.add_argument("--write-readme", action="store_true")

@@ -40,21 +40,21 @@ def table(results: Results) -> str:
     for row in results["rows"]:
         seconds = row["seconds"]
         fastest = min(seconds.values(), default=0.0)
-        cells = [_milliseconds(seconds.get(name), fastest) for name in names]
+        fewer = row.get("fewer_rounds", {})
+        cells = [_milliseconds(seconds.get(k), fastest, fewer.get(k)) for k in names]
         lines.append(f"| {row['model']} | " + " | ".join([*cells, ratio(row)]) + " |")
     means = "; ".join(
         f"{geometric_mean(results, peer):.2f}× {peer}"
         for peer in (*peers(results), BEST)
         if ratios(results, peer)
     )
-    host = results["host"]
     lines.append(f"\n**Geometric mean of the speed: {means}.**")
     lines.append(
         f"\nMilliseconds per run, median of {_rounds(results)} interleaved rounds, "
         f"batch {results['batch']} (samples are single but for {SEVERAL}), float32, "
-        f"{results['threads']} threads, {host['model']} with {host['cores']} cores; the ratio with "
-        "its 95 % interval, below 1 where Plait loses. A dash: not timed"
-        f"{', see below' if _absent(results) else ''}.{_versions(results)}"
+        f"{_machines(results)}; the ratio with its 95 % interval, a bootstrap over the rounds and "
+        "so a coarse one, below 1 where Plait loses. A dash: not timed"
+        f"{', see below' if _absent(results) else ''}.{_few(results)}{_versions(results)}"
     )
     return "\n".join([*lines, *_absent(results)])
 
@@ -85,6 +85,26 @@ def _rounds(results: Results) -> str:
     found = [row["rounds"] for row in results["rows"] if row["seconds"]] or [0]
     low, high = min(found), max(found)
     return f"{low}" if low == high else f"{low} to {high} (by model, see `benchmarks/results`)"
+
+
+def _machines(results: Results) -> str:
+    """Threads and CPU of the rows; several where rows were recorded elsewhere."""
+    found = [
+        f"{row['threads']} threads, {row['host']['model']} with {row['host']['cores']} cores"
+        for row in results["rows"]
+        if row["seconds"]
+    ]
+    return " or ".join(dict.fromkeys(found))
+
+
+def _few(results: Results) -> str:
+    """What a number behind a time means, if there is one."""
+    if not any(row.get("fewer_rounds") for row in results["rows"]):
+        return ""
+    return (
+        " A number in brackets: so many rounds only, since a run of this peer took more than ten "
+        "times as long as one of the fastest peer."
+    )
 
 
 def _versions(results: Results) -> str:
@@ -154,15 +174,15 @@ def plot(results: Results, path: Path) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks([0.5, 1, 2, 4, 8], ["0.5×", "1×", "2×", "4×", "8×"])
     what = "speed of Plait over its peers, float32"
-    axes.set_xlabel(f"{what}, batch {results['batch']}, {results['threads']} threads")
+    axes.set_xlabel(f"{what}, batch {results['batch']}")
     axes.legend(loc="lower right", fontsize=8)
     figure.savefig(path, metadata={"Date": None})
 
 
-def _milliseconds(seconds: float | None, fastest: float) -> str:
+def _milliseconds(seconds: float | None, fastest: float, rounds: int | None) -> str:
     if seconds is None:
         return "–"
-    text = f"{seconds * 1e3:.3g}"
+    text = f"{seconds * 1e3:.3g}" + (f" ({rounds})" if rounds else "")
     return f"**{text}**" if seconds == fastest else text
 
 

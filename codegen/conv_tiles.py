@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from plait.codegen.tiles import (
     L2_BYTES,
+    L3_BYTES,
     LANES,
     ORDER,
     PARALLEL_CYCLES,
@@ -164,7 +165,6 @@ ROW_CYCLES = 10  # the address of a row that is no fixed distance from the tile'
 MAX_ADDRESSED_ROWS = 6  # rows with an address register each
 # Cycles that a vector is waited for, for each column that a tile reads in turns with the others.
 COLUMN_FROM_L3, COLUMN_FROM_MEMORY = 0.1, 1.0
-L3_BYTES = 32 << 20
 VECTOR_BYTES = 4 * LANES
 NARROW = 4  # so few output channels leave most lanes of a vector empty
 

@@ -15,8 +15,8 @@ REFUSED = -2  # what `check` returns for arrays that are not as the plan says
 
 
 @dataclass(frozen=True)
-class Frame:
-    """Where what is, for a number of tensors: inputs and outputs."""
+class FrameLayout:
+    """Where what is in a frame for a number of tensors: inputs and outputs."""
 
     tensors: int
 

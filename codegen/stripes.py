@@ -19,13 +19,12 @@ from itertools import pairwise
 from plait.codegen.conv_tiles import WindowShape
 from plait.codegen.schedule import Schedule
 from plait.codegen.stages import Stage, stage_of
-from plait.codegen.tiles import ceil_div
+from plait.codegen.tiles import SHARED_BYTES, ceil_div
 from plait.ir.graph import Graph
 from plait.passes.stripe import Block, Link
 
 WORKSPACE_BYTES = 256 * 1024  # of a thread: half of L2, the rest is for weights
 SMALL_BYTES = 256 * 1024  # a tensor that L2 still holds when the next kernel reads it
-KEPT_BYTES = 8 << 20  # of a kernel's input and output: what L3 keeps of it
 L3_RATE, MEMORY_RATE = 20.0, 3.6  # bytes a cycle of one core of two that stream
 COPY_RATE = 12.0  # bytes a cycle that one core moves inside L2
 MARGIN = 0.93  # a block must take less than this part of the time of its kernels
@@ -139,7 +138,7 @@ class Chain:
         """Cycles to read what the first stage reads and to write what the last one makes."""
         first, last = self.stages[0], self.stages[-1]
         sizes = (4 * first.given * first.inputs, 4 * last.positions * last.channels)
-        rate = L3_RATE if sum(sizes) <= KEPT_BYTES else MEMORY_RATE
+        rate = L3_RATE if sum(sizes) <= SHARED_BYTES else MEMORY_RATE
         return sum(size / rate for size in sizes if size > SMALL_BYTES) / threads
 
 

@@ -16,7 +16,7 @@ from plait.codegen.conv_tiles import (
     TILE_CYCLES,
     ConvShape,
 )
-from plait.codegen.tiles import L2_BYTES, LANES, PARALLEL_CYCLES, ceil_div
+from plait.codegen.tiles import L2_BYTES, L3_BYTES, LANES, PARALLEL_CYCLES, ceil_div
 from plait.ir.winograd import POINTS, TAPS
 
 PAD = 16  # floats that keep equal offsets of neighbouring planes in different cache sets
@@ -29,7 +29,7 @@ LAUNCH_CYCLES = 6_000
 # Bytes a cycle, for all threads together: weights from memory and from L3, data to L3 and back;
 # and the bytes of weights that stay there.
 FROM_MEMORY, FROM_L3, THROUGH_L3 = 5.0, 12.0, 36.0
-L3_WEIGHT_BYTES = 16 << 20
+L3_WEIGHT_BYTES = L3_BYTES // 2
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,10 @@ INTERVAL = (2.5, 97.5)
 
 @dataclass(frozen=True)
 class Comparison:
-    """Seconds per call of each candidate: `samples[name]` has shape [rounds]."""
+    """Seconds per call of each candidate: `samples[name]` has shape [rounds].
+
+    Candidates with fewer rounds than others took part in the first ones.
+    """
 
     samples: Mapping[str, NDArray[np.float64]]
 
@@ -35,7 +38,7 @@ class Comparison:
 
     def interval(self, name: str) -> tuple[float, float]:
         """The 95 % bootstrap interval of the median, in seconds."""
-        draws = np.median(self.samples[name][self._draws(name)], axis=1)
+        draws = np.median(self.samples[name][_draws(len(self.samples[name]))], axis=1)
         low, high = np.percentile(draws, INTERVAL)
         return float(low), float(high)
 
@@ -44,14 +47,15 @@ class Comparison:
 
         The ratio is taken within each round, where both ran beside each other.
         """
-        ratios = self.samples[baseline] / self.samples[name]
-        draws = np.median(ratios[self._draws(name)], axis=1)
+        common = min(len(self.samples[baseline]), len(self.samples[name]))
+        ratios = self.samples[baseline][:common] / self.samples[name][:common]
+        draws = np.median(ratios[_draws(common)], axis=1)
         low, high = np.percentile(draws, INTERVAL)
         return float(np.median(ratios)), float(low), float(high)
 
-    def _draws(self, name: str) -> NDArray[np.int64]:
-        rounds = len(self.samples[name])
-        return np.random.default_rng(0).integers(0, rounds, (BOOTSTRAP_DRAWS, rounds))
+
+def _draws(rounds: int) -> NDArray[np.int64]:
+    return np.random.default_rng(0).integers(0, rounds, (BOOTSTRAP_DRAWS, rounds))
 
 
 class Sampler:
@@ -75,15 +79,21 @@ def interleave(
     samplers: Mapping[str, Callable[[], float]],
     rounds: int,
     progress: Callable[[str], None] = lambda _: None,
+    fewer: Mapping[str, int] | None = None,
 ) -> Comparison:
-    """Take a sample of each candidate in every round, in an order that rotates."""
+    """Take a sample of each candidate in every round, in an order that rotates.
+
+    `fewer` names candidates that leave after so many rounds.
+    """
     names = list(samplers)
-    samples = {name: np.empty(rounds) for name in names}
+    last = {name: min(rounds, (fewer or {}).get(name, rounds)) for name in names}
+    samples = {name: np.empty(last[name]) for name in names}
     for index in range(rounds):
         progress(f"round {index + 1} of {rounds}")
         shift = index % len(names)
         for name in names[shift:] + names[:shift]:
-            samples[name][index] = samplers[name]()
+            if index < last[name]:
+                samples[name][index] = samplers[name]()
     return Comparison(samples)
 
 

@@ -174,7 +174,7 @@ class CompiledModel:
     def _new_frame(self) -> _Frame:
         arena = aligned_empty(self.plan.arena_bytes)
         specs = [*self.plan.inputs, *self.plan.outputs]
-        layout = f.Frame(len(specs))
+        layout = f.FrameLayout(len(specs))
         words = np.zeros(layout.size, np.int64)
         words[layout.arena], words[layout.weights] = address(arena), address(self._weights)
         words[layout.type] = id(np.ndarray)

@@ -20,8 +20,8 @@ from plait.codegen.tvm.access import source_input
 from plait.codegen.tvm.image import (
     UNROLLED,
     ZERO,
-    Frame,
     Image,
+    Ports,
     Windowed,
     lanes_of,
     vectorized,
@@ -49,15 +49,15 @@ class ConvNest:
         self, windowed: Windowed, shape: ConvShape, tile: ConvTile, places: Sequence[Memory] = (),
         begin: PrimExpr = ZERO, count: int = 0,
     ) -> None:  # fmt: skip
-        self.frame, self.tile, self.shape = Frame(windowed, places), tile, shape
+        self.ports, self.tile, self.shape = Ports(windowed, places), tile, shape
         self.window = self.shape.window
         self.begin, self.count = begin, count or self.window.positions
         self.panels = tile.panels(self.shape)
         self.tiles = ceil_div(self.count, tile.mr)
-        self.image = Image(self.frame)
+        self.image = Image(self.ports)
         self.at = windowed.at
         weight = source_input(windowed.body, windowed.node.operands[1])
-        self.weight = self.frame.inputs[weight].buffer
+        self.weight = self.ports.inputs[weight].buffer
         self.vectors = lanes_of(tile.nr)
         self.ahead = Ahead(self.weight, self.shape.groups * self.panels, self.shape.taps, tile.nr,
                            self.tiles)  # fmt: skip
@@ -65,7 +65,7 @@ class ConvNest:
 
     def build(self) -> Any:
         """The PrimFunc over flat buffers: inputs, then the output."""
-        return self.frame.function([*self.image.copy(self.tile.parallel), self.positions()])
+        return self.ports.function([*self.image.copy(self.tile.parallel), self.positions()])
 
     def positions(self) -> Stmt:
         """All tiles of all positions."""
@@ -159,7 +159,7 @@ class ConvNest:
         """
         tile, shape = self.tile, self.shape
         full = shape.outputs % tile.nr == 0
-        if not self.frame.heavy:
+        if not self.ports.heavy:
             return [loop(tile.mr, lambda m: self._rest(panel, first, m), UNROLLED, "m")]
         stage = tirx.decl_buffer((tile.mr * tile.nr,), "float32", name="stage")
         acc, self.acc = self.acc, stage
@@ -194,7 +194,7 @@ class ConvNest:
             group, at = tirx.floordiv(panel, self.panels), tirx.floormod(panel, self.panels)
             channel = group * self.shape.outputs + at * self.tile.nr + lane
         total = self.acc[m * self.tile.nr + lane]
-        return self.frame.store(total, self.at(first + m, channel))
+        return self.ports.store(total, self.at(first + m, channel))
 
     def _rest(self, panel: PrimExpr, first: PrimExpr, m: PrimExpr) -> Stmt:
         """Finish one row; the last panel of a group may hold fewer channels than lanes."""

@@ -161,7 +161,7 @@ def vectorized(lanes: int, stmt: Any) -> Stmt:
     return stmt(ZERO) if lanes == 1 else loop(lanes, stmt, VECTORIZED, "q")
 
 
-class Frame:
+class Ports:
     """The flat parameters of a windowed kernel, and its epilogue."""
 
     def __init__(self, windowed: Windowed, places: Sequence[Memory] = ()) -> None:
@@ -222,10 +222,10 @@ class Image:
     The copy keeps the order of the data: rows of pixels, or of one channel.
     """
 
-    def __init__(self, frame: Frame) -> None:
-        windowed = frame.windowed
+    def __init__(self, ports: Ports) -> None:
+        windowed = ports.windowed
         self.shape = s = windowed.shape
-        self.source, self.source_steps = frame.inputs[windowed.data], windowed.steps
+        self.source, self.source_steps = ports.inputs[windowed.data], windowed.steps
         _, c, h, w = windowed.steps
         if s.padded:
             self.height, self.width = s.h + s.low[0] + s.high[0], s.w + s.low[1] + s.high[1]
@@ -235,8 +235,8 @@ class Image:
                                            name="padded")  # fmt: skip
             self.start = 0
         else:
-            self.buffer, self.steps = frame.data, windowed.steps
-            self.start = frame.data_start - s.low[0] * h - s.low[1] * w
+            self.buffer, self.steps = ports.data, windowed.steps
+            self.start = ports.data_start - s.low[0] * h - s.low[1] * w
 
     def _copied_steps(self) -> tuple[int, int, int, int]:
         c, plane = self.shape.c, self.height * self.width

@@ -113,8 +113,8 @@ def _function(params: Sequence[Any], stmts: Sequence[Stmt]) -> Any:
     return tirx.PrimFunc(list(params), body, ret_type=INT32).with_attr("s_tir", True)
 
 
-def _layout(plan: ModulePlan) -> f.Frame:
-    return f.Frame(len(plan.inputs) + len(plan.outputs))
+def _layout(plan: ModulePlan) -> f.FrameLayout:
+    return f.FrameLayout(len(plan.inputs) + len(plan.outputs))
 
 
 def _go(plan: ModulePlan, frame: Any, words: Any, begin: Any, end: Any) -> list[Stmt]:

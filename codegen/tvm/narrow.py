@@ -17,8 +17,8 @@ from plait.codegen.tvm.access import source_input
 from plait.codegen.tvm.conv import conv_shape
 from plait.codegen.tvm.image import (
     UNROLLED,
-    Frame,
     Image,
+    Ports,
     Windowed,
     place,
     vectorized,
@@ -37,18 +37,18 @@ class NarrowNest:
     """Builds the PrimFunc of one narrow convolution."""
 
     def __init__(self, windowed: Windowed, rows: int, parallel: bool) -> None:
-        self.frame, self.rows, self.parallel = Frame(windowed), rows, parallel
+        self.ports, self.rows, self.parallel = Ports(windowed), rows, parallel
         self.shape: ConvShape = conv_shape(windowed)
         self.window, self.index = self.shape.window, windowed.index
-        self.image = Image(self.frame)
+        self.image = Image(self.ports)
         self.blocks = self.window.c // LANES
         weight = source_input(windowed.body, windowed.node.operands[1])
-        self.weight = self.frame.inputs[weight].buffer
+        self.weight = self.ports.inputs[weight].buffer
 
     def build(self) -> Any:
         kind = tirx.ForKind.PARALLEL if self.parallel else None
         main = loop(ceil_div(self.window.positions, self.rows), self._tile, kind, "tile")
-        return self.frame.function([*self.image.copy(self.parallel), main])
+        return self.ports.function([*self.image.copy(self.parallel), main])
 
     def _tile(self, item: PrimExpr) -> Stmt:
         first, cells = item * self.rows, self.rows * self.shape.oc
@@ -91,11 +91,11 @@ class NarrowNest:
 
     def _finish(self, totals: Any, first: PrimExpr) -> Stmt:
         window, oc = self.window, self.shape.oc
-        kind = None if self.frame.heavy else UNROLLED
+        kind = None if self.ports.heavy else UNROLLED
 
         def row(m: PrimExpr) -> Stmt:
             image, i, j = place(window, first + m)
-            stmt = loop(oc, lambda o: self.frame.store(
+            stmt = loop(oc, lambda o: self.ports.store(
                 totals[m * oc + o], self.index(image, o, i, j)), kind, "o")  # fmt: skip
             if window.positions % self.rows == 0:
                 return stmt

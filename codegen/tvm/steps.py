@@ -59,7 +59,7 @@ class _Steps:
 
     def __init__(self, plan: ModulePlan) -> None:
         self.plan = plan
-        self.layout = f.Frame(len(plan.inputs) + len(plan.outputs))
+        self.layout = f.FrameLayout(len(plan.inputs) + len(plan.outputs))
         self.frame = tirx.Var("frame", "handle")
         self.begin, self.end = tirx.Var("begin", "int32"), tirx.Var("end", "int32")
         self.words = tirx.decl_buffer((self.layout.size,), "int64", name="words")

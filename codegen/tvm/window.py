@@ -21,7 +21,7 @@ from plait.codegen.tvm.access import source_input
 from plait.codegen.tvm.image import (
     UNROLLED,
     ZERO,
-    Frame,
+    Ports,
     Windowed,
     lanes_of,
     vectorized,
@@ -54,7 +54,7 @@ class WindowNest:
     """Builds the PrimFunc of one depthwise convolution or pool."""
 
     def __init__(self, windowed: Windowed, tile: WindowTile, places: Sequence[Memory] = ()) -> None:
-        self.frame, self.tile = Frame(windowed, places), tile
+        self.ports, self.tile = Ports(windowed, places), tile
         self.windowed = windowed
         self.shape, self.turned = upright(windowed)
         n, c, h, w = windowed.steps
@@ -63,12 +63,12 @@ class WindowNest:
         self.weight: Any = None
         if self.op == "conv":
             packed = source_input(windowed.body, windowed.node.operands[1])
-            self.weight = self.frame.inputs[packed].buffer
+            self.weight = self.ports.inputs[packed].buffer
 
     def build(self) -> Any:
         kind = tirx.ForKind.PARALLEL if self.tile.parallel else None
         items = self.shape.n * self.shape.oh * self.tile.chunks
-        return self.frame.function([loop(items, self._item, kind, "item")])
+        return self.ports.function([loop(items, self._item, kind, "item")])
 
     def _item(self, item: PrimExpr) -> Stmt:
         """One output row, one chunk of channels."""
@@ -191,14 +191,14 @@ class Tile:
         """The taps of one kernel row."""
         nest, s = self.nest, self.nest.shape
         n, ch, h, w = nest.steps
-        row = self.b * n + (top + r * s.dilation[0]) * h + nest.frame.data_start
+        row = self.b * n + (top + r * s.dilation[0]) * h + nest.ports.data_start
 
         def one(tap: int) -> Stmt:
             offset = tap * s.dilation[1] - s.low[1]
 
             def add(at: PrimExpr, m: PrimExpr, c: PrimExpr) -> Stmt:
                 column = (self.first + m) * s.stride[1] + offset
-                x = nest.frame.data[row + column * w + c * ch]
+                x = nest.ports.data[row + column * w + c * ch]
                 return tirx.BufferStore(self.acc, nest.combine(self.acc[at], x, r, tap, c), [at])
 
             return self._each(self._live(tap), add)
@@ -219,9 +219,9 @@ class Tile:
         rows = range(self.columns.size)
 
         def store(source: Any, at: PrimExpr, m: PrimExpr, c: PrimExpr) -> Stmt:
-            return nest.frame.store(source[at], nest.index(self.b, c, self.i, self.first + m))
+            return nest.ports.store(source[at], nest.index(self.b, c, self.i, self.first + m))
 
-        if not nest.frame.heavy:
+        if not nest.ports.heavy:
             return self._each(rows, lambda *at: store(self.acc, *at))
         stage = tirx.decl_buffer((self.columns.size * self.width,), "float32", name="stage")
         return sequence([

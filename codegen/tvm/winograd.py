@@ -18,7 +18,7 @@ from plait.codegen.target import Candidate, Template
 from plait.codegen.tiles import LANES, ceil_div
 from plait.codegen.tvm.access import source_input
 from plait.codegen.tvm.conv import conv_shape
-from plait.codegen.tvm.image import UNROLLED, ZERO, Frame, Windowed, lanes_of, vectorized
+from plait.codegen.tvm.image import UNROLLED, ZERO, Ports, Windowed, lanes_of, vectorized
 from plait.codegen.tvm.loops import Ahead, loop, sequence
 from plait.codegen.tvm.scalars import const
 from plait.codegen.winograd import (
@@ -99,14 +99,14 @@ class WinogradNest:
     """Builds the PrimFunc of one convolution."""
 
     def __init__(self, windowed: Windowed, tile: WinogradTile, threads: int) -> None:
-        self.frame, self.tile = Frame(windowed), tile
+        self.ports, self.tile = Ports(windowed), tile
         self.windowed, self.shape = windowed, conv_shape(windowed)
         self.window, self.inputs = self.shape.window, self.shape.inputs
         self.tiles = tile_count(self.shape, tile.m)
         self.panels = ceil_div(self.shape.oc, tile.nr)
         self.threads = threads if tile.parallel else 1
         weight = source_input(windowed.body, windowed.node.operands[1])
-        self.weight = self.frame.inputs[weight].buffer
+        self.weight = self.ports.inputs[weight].buffer
         self.matrices = filtering(tile.m)
         self.ahead = Ahead(self.weight, self.panels * tile.planes, self.inputs, tile.nr, tile.group)
         self.plane = tile.mr * self.inputs + PAD  # floats between planes of data
@@ -120,7 +120,7 @@ class WinogradNest:
                              self._products(first)])  # fmt: skip
 
         blocks = loop(ceil_div(self.tiles, self.tile.block), block, None, "block")
-        return self.frame.function([tirx.AllocBuffer(self.data), blocks])
+        return self.ports.function([tirx.AllocBuffer(self.data), blocks])
 
     def _shared(self, count: int, buffers: list[Any], stmt: Callable[[PrimExpr], Stmt]) -> Stmt:
         """`stmt` at 0..count-1, in equal shares of neighbours; each thread has own `buffers`."""
@@ -161,7 +161,7 @@ class WinogradNest:
         def inside(k: PrimExpr) -> Stmt:
             def read(at: int, q: PrimExpr) -> PrimExpr:
                 offset = at // size * h + at % size * w
-                return self.frame.data[source + offset + k * LANES + q]
+                return self.ports.data[source + offset + k * LANES + q]
 
             return sequence(self._one_data(read, to + k * LANES))
 
@@ -191,7 +191,7 @@ class WinogradNest:
 
             here = source + i * h + j * w
             live = tirx.all(y >= 0, y < window.h, x >= 0, x < window.w)
-            return tirx.IfThenElse(live, put(lambda q: self.frame.data[here + q]),
+            return tirx.IfThenElse(live, put(lambda q: self.ports.data[here + q]),
                                    put(lambda q: const(0.0, "float32")))  # fmt: skip
 
         return loop(size, lambda i: loop(size, lambda j: cell(i, j), None, "j"), None, "i")
@@ -294,7 +294,7 @@ class WinogradNest:
         image, row, column = place
 
         def store(i: PrimExpr, j: PrimExpr) -> Stmt:
-            stmt = vectorized(LANES, lambda q: self.frame.store(
+            stmt = vectorized(LANES, lambda q: self.ports.store(
                 stage[(i * m + j) * LANES + q],
                 self.windowed.index(image, channel + q, row + i, column + j)))  # fmt: skip
             whole = self.window.ow % m == 0
@@ -305,7 +305,7 @@ class WinogradNest:
             whole = self.window.oh % m == 0
             return stmt if whole else tirx.IfThenElse(row + i < self.window.oh, stmt, None)
 
-        kind = None if self.frame.heavy else UNROLLED
+        kind = None if self.ports.heavy else UNROLLED
         allocations = [tirx.AllocBuffer(b) for b in (half, stage)]
         return [*allocations, *stmts, loop(m, line, kind, "i")]
 

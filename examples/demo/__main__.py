@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 import plait
 from benchmarks import peers
-from benchmarks.zoo import minilm, package_folder
+from benchmarks.zoo import minilm
+from benchmarks.zoo.entry import package_folder
 from examples.demo.search import SENTENCES, TOKENS, tokenize
 from plait.frontend.standalone import Standalone
 from plait.ir import knobs

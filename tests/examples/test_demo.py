@@ -25,7 +25,8 @@ def test_search_finds_the_answer(tmp_path: Path, capsys: pytest.CaptureFixture[s
     import torch
 
     import plait
-    from benchmarks.zoo import minilm, package_folder
+    from benchmarks.zoo import minilm
+    from benchmarks.zoo.entry import package_folder
 
     entry = minilm()
     artifact, result = tmp_path / "minilm.plait", tmp_path / "embeddings.npz"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from benchmarks import zoo
 from benchmarks.zoo import ZOO
+from benchmarks.zoo.entry import package_folder
 from plait.frontend.export import CapturedModel, capture
 from plait.ir.agreement import compare
 from plait.ir.errors import Unsupported, UsageError
@@ -162,7 +163,7 @@ def test_factories_that_raise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_model_names_the_package_that_it_lacks() -> None:
     with pytest.raises(ModuleNotFoundError) as caught:
-        zoo.package_folder("no_such_package")
+        package_folder("no_such_package")
     assert caught.value.name == "no_such_package"
 
 

@@ -25,6 +25,8 @@ def results(**speeds: float | None) -> dict[str, Any]:
         row: dict[str, Any] = {
             "model": name,
             "rounds": 3,
+            "threads": 5,
+            "host": {"model": "Some CPU", "cores": 7},
             "versions": {"torch": "2.0"},
             "seconds": seconds,
             "build_seconds": {"eager": 0.1, "inductor": 12.34},
@@ -37,9 +39,7 @@ def results(**speeds: float | None) -> dict[str, Any]:
         rows.append(row)
     return {
         "batch": 1,
-        "threads": 5,
         "peers": [*suite.PEERS, "plait"],
-        "host": {"model": "Some CPU", "cores": 7},
         "rows": rows,
     }
 
@@ -127,7 +127,7 @@ def test_a_candidate_that_fails_in_the_rounds_is_dropped_and_the_others_are_time
             raise CandidateFailed("its process ended with code -9")
         return 1.0
 
-    timing, failed = suite.timed({"good": good, "bad": bad}, rounds=4)
+    timing, failed = suite.timed({"good": good, "bad": bad}, rounds=4, fewer={})
     assert failed == {"bad": "its process ended with code -9"}
     assert timing.median("good") == 2.0
 
@@ -143,10 +143,31 @@ def test_what_disagrees_with_eager_is_not_timed() -> None:
     assert found == {"plait": "gives 0 results, eager 1"}
 
 
-def test_only_slow_peers_can_be_too_slow() -> None:
-    times = {"eager": 50, "inductor max-autotune": 10, "tvm": 21, "plait": 1}
-    found = suite.too_slow({name: built(seconds) for name, seconds in times.items()})
-    assert found == {"tvm": "a run takes 21 s, 21 times that of the fastest"}
+def test_a_peer_far_behind_gets_few_rounds_and_plait_never() -> None:
+    found = suite.far_behind({"eager": 50, "openvino": 2, "tvm": 21, "plait": 100})
+    assert found == {"eager": 3, "tvm": 3}
+
+
+def test_a_model_gets_at_least_seven_rounds_and_more_where_they_are_quick() -> None:
+    assert suite.affordable({"eager": 9.0, "plait": 9.0}) == 7
+    assert suite.affordable({"eager": 0.5, "plait": 0.5}) == 11
+    assert suite.affordable({"eager": 1e-5, "plait": 1e-5}) == 30
+
+
+def test_the_table_marks_peers_with_few_rounds() -> None:
+    found = results(mlp=2.0)
+    found["rows"][0]["fewer_rounds"] = {"eager": 3}
+    text = tables.table(found)
+    assert "| mlp | 1e+03 (3) | 1e+03 |" in text
+    assert "A number in brackets" in text
+
+
+def test_rows_keep_the_machine_they_were_recorded_on() -> None:
+    found = results(mlp=2.0, lstm=1.0)
+    found["rows"][1].update(threads=2, host={"model": "Other", "cores": 4})
+    assert "5 threads, Some CPU with 7 cores or 2 threads, Other with 4 cores" in tables.table(
+        found
+    )
 
 
 def test_rows_replace_those_of_the_same_model() -> None:
