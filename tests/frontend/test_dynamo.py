@@ -408,13 +408,13 @@ def test_gradients() -> None:
         torch.testing.assert_close(leaf.grad, want, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
-def test_gradients_of_a_recurrent_layer(kind: type[nn.LSTM | nn.GRU]) -> None:
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_gradients_of_a_recurrent_layer(kind: type[nn.LSTM | nn.GRU | nn.RNN]) -> None:
     def gradients(wrap: Callable[[nn.Module], Callable[..., Any]]) -> list[Tensor]:
         torch.manual_seed(4)
         model, x = kind(3, 5, 2), torch.randn(4, 2, 3, requires_grad=True)
         output, state = wrap(model)(x)
-        hidden = state if kind is nn.GRU else state[0]
+        hidden = state[0] if kind is nn.LSTM else state
         return list(
             torch.autograd.grad(output.sum() + hidden.pow(2).sum(), [x, *model.parameters()])
         )
@@ -423,8 +423,8 @@ def test_gradients_of_a_recurrent_layer(kind: type[nn.LSTM | nn.GRU]) -> None:
         torch.testing.assert_close(gradients(compiled), gradients(lambda m: m))
 
 
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
-def test_a_recurrent_layer_is_compiled_whole(kind: type[nn.LSTM | nn.GRU]) -> None:
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_a_recurrent_layer_is_compiled_whole(kind: type[nn.LSTM | nn.GRU | nn.RNN]) -> None:
     torch.manual_seed(4)
     model, x = kind(3, 5, 2, batch_first=True, bidirectional=True).eval(), torch.randn(2, 4, 3)
     with torch._dynamo.config.patch(allow_rnn=True), torch.no_grad():
