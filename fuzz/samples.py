@@ -242,6 +242,9 @@ def _composites() -> Iterator[Sample]:
         yield Sample("lstm", operands, {"reverse": reverse}, label)
         operands = (floats(5, 3, 12), state[0], floats(12, 4, seed=11), floats(4, seed=12))
         yield Sample("gru", operands, {"reverse": reverse}, label)
+        for name in ("rnn_tanh", "rnn_relu"):
+            plain = (floats(5, 3, 4), state[0], floats(4, 4, seed=11))
+            yield Sample(name, plain, {"reverse": reverse}, label)
     yield from _attention()
 
 

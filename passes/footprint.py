@@ -70,7 +70,7 @@ def flops(graph: Graph) -> int:
             *lead, rows, width = graph.types[node.operands[0]].static("flop count")
             length, depth = graph.types[node.operands[2]].static("flop count")[-2:]
             total += 2 * math.prod(lead) * rows * length * (width + depth)
-        elif node.op in ("lstm", "gru"):
+        elif node.op in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
             steps, batch, wide = graph.types[node.operands[0]].static("flop count")
             _, units = graph.types[node.operands[1]].static("flop count")
             total += 2 * steps * batch * wide * units

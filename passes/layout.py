@@ -107,7 +107,7 @@ def place(b: Builder, node: Node, operands: tuple[Value, ...], last: bool) -> tu
         layout = reshaped_layout(x.type, node.types[0].shape)
         if layout is None:
             operands = (relayout(b, x, None),)
-    elif node.op in ("aten", "lstm", "gru"):
+    elif node.op in ("aten", "lstm", "gru", "rnn_tanh", "rnn_relu"):
         operands = tuple(relayout(b, v, None) for v in operands)
     elif node.op == "relayout":
         layout = node.attrs["layout"]

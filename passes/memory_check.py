@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 # Ops whose result at a place may need their operand at other places.
 READS_ELSEWHERE = frozenset({
     "slice", "take", "gather", "pad", "concat", "reverse", "transpose", "reshape", "broadcast_to",
-    "dot_general", "conv", "attention", "lstm", "gru", "max_pool", "sum_pool", "cumsum", "kernel",
+    "dot_general", "conv", "attention", "lstm", "gru", "rnn_tanh", "rnn_relu", "max_pool",
+    "sum_pool", "cumsum", "kernel",
 })  # fmt: skip
 
 

@@ -24,14 +24,15 @@ _POWER = (6.931471825e-1, 2.402264923e-1, 5.550367385e-2, 9.618305601e-3, 1.3387
           1.538462820e-4)  # fmt: skip
 _ROUND = 1.5 * 2.0**23 + 127  # x + _ROUND is x rounded to an integer, its low bits n + 127
 _LOG2E = 1.4426950408889634
-SIGMOID_BOUND = 87.0  # beyond it the gate is 0 or 1, and e**x no float
-TANH_BOUND = 9.5  # beyond it tanh is 1
+SIGMOID_BOUNDS = -88.5, 87.0  # where e**-x, made of bits, becomes infinite, and 1 + e**-x is 1
+TANH_BOUNDS = -9.5, 9.5  # beyond them tanh is -1 or 1
 
 
-def power_parts(x: Expr, factor: float, bound: float) -> tuple[Expr, Expr, Expr]:
-    """p, r and q with e**(factor x) = p (1 + r q), for x held to `bound`; NaN stays NaN."""
-    held = e.select(x > bound, e.lit(bound, t.f32), x)
-    held = e.select(held < -bound, e.lit(-bound, t.f32), held)
+def power_parts(x: Expr, factor: float, bounds: tuple[float, float]) -> tuple[Expr, Expr, Expr]:
+    """p, r and q with e**(factor x) = p (1 + r q), for x held to `bounds`; NaN stays NaN."""
+    low, high = bounds
+    held = e.select(x > high, e.lit(high, t.f32), x)
+    held = e.select(held < low, e.lit(low, t.f32), held)
     rounded = e.fma(held, factor * _LOG2E, _ROUND)
     rest = e.fma(held, factor * _LOG2E, -(rounded - _ROUND))
     value = e.fma(rest, _POWER[-1], _POWER[-2])
@@ -41,14 +42,14 @@ def power_parts(x: Expr, factor: float, bound: float) -> tuple[Expr, Expr, Expr]
 
 
 def sigmoid_below(x: Expr) -> Expr:
-    """1 + e**-x, by which sigmoid divides; relative error 2e-7."""
-    power, rest, value = power_parts(x, -1.0, SIGMOID_BOUND)
+    """1 + e**-x, by which sigmoid divides; relative error 2e-7, infinite for x below -88.4."""
+    power, rest, value = power_parts(x, -1.0, SIGMOID_BOUNDS)
     return e.fma(e.fma(value, rest, 1.0), power, 1.0)
 
 
 def tanh_ratio(x: Expr) -> tuple[Expr, Expr]:
     """e**2x - 1 and e**2x + 1, whose ratio is tanh; relative error 3e-7, also near zero."""
-    power, rest, value = power_parts(x, 2.0, TANH_BOUND)
+    power, rest, value = power_parts(x, 2.0, TANH_BOUNDS)
     top = e.fma(power * rest, value, power - 1.0)
     return top, top + 2.0
 
@@ -127,8 +128,22 @@ def _gru_hidden(unit: Unit) -> Stmt:
     return put(*unit.new, unit.value(n + (h - n) / sigmoid_below(z)))
 
 
+def _rnn_tanh_hidden(unit: Unit) -> Stmt:
+    """h' = tanh(g)."""
+    top, bottom = tanh_ratio(_loads(1)[0])
+    return put(*unit.new, unit.value(top / bottom))
+
+
+def _rnn_relu_hidden(unit: Unit) -> Stmt:
+    """h' = max(g, 0), and NaN for NaN."""
+    g = _loads(1)[0]
+    return put(*unit.new, unit.value(e.select(g < 0.0, e.lit(0.0, t.f32), g)))
+
+
 CELLS: Final[Mapping[str, Cell]] = {
     "lstm": Cell(gates=4, states=2, weights=3, phases=(_lstm_cell, _lstm_hidden)),
     "gru": Cell(gates=3, states=1, weights=2, phases=(_gru_candidate, _gru_hidden), bias=3,
                 apart=(2,)),
+    "rnn_tanh": Cell(gates=1, states=1, weights=2, phases=(_rnn_tanh_hidden,)),
+    "rnn_relu": Cell(gates=1, states=1, weights=2, phases=(_rnn_relu_hidden,)),
 }  # fmt: skip

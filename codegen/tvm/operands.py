@@ -17,6 +17,7 @@ from plait.ir.graph import Graph
 
 PrimExpr = Any
 Stmt = Any
+LOWEST = const(-3.4028234663852886e38, "float32")  # of the finite floats
 
 
 class Operands:
@@ -69,7 +70,9 @@ class Operands:
             if self.body.types[value].dtype == t.bool_:
                 score = tirx.Select(mask, score, MINUS_INFINITY)
             else:
-                score = score + mask * const(LOG2E, "float32")
+                # A finite mask stays finite: a row of the lowest floats weighs all keys alike.
+                bias = tirx.max(mask * const(LOG2E, "float32"), LOWEST)
+                score = score + tirx.Select(mask > MINUS_INFINITY, bias, mask)
         return tirx.Select(n <= m, score, MINUS_INFINITY) if self.causal else score
 
     def store(self, head: PrimExpr, m: PrimExpr, e: PrimExpr, value: PrimExpr) -> Stmt:

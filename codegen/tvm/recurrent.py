@@ -21,7 +21,7 @@ from plait.codegen.schedule import Schedule
 from plait.codegen.target import Candidate, Template
 from plait.codegen.tiles import LANES, TILE_CYCLES, ceil_div, register_tiles, step_cycles
 from plait.codegen.tvm.access import Access, flat_reads, source_input
-from plait.codegen.tvm.blocks import bounded, scratch, unrolled
+from plait.codegen.tvm.blocks import ZERO, bounded, scratch, unrolled
 from plait.codegen.tvm.cells import CELLS, Unit
 from plait.codegen.tvm.generic import anchor_of
 from plait.codegen.tvm.loops import Parameters, along, loop, put, sequence, vectors
@@ -53,9 +53,10 @@ def space(body: Graph, constant: tuple[bool, ...], threads: int) -> list[Candida
     units = wide // cell.gates
     w = node.operands[cell.weights]
     packed = w < len(body.inputs) and constant[w] and len(body.users[w]) == 1
-    parts = threads if batch * wide * units >= SHARED_STEP else 1
+    most = threads if batch * wide * units >= SHARED_STEP else 1
     found = []
     for mr, nr in register_tiles(batch, min(wide, MOST_VECTORS * LANES)):
+        parts = min(most, ceil_div(units, GatePanels(cell.gates, nr).units))
         schedule = Schedule.make("recurrent", mr=mr, nr=nr, packed=int(packed), parts=parts)
         selection = Selection(str(schedule), {w: ("gates", nr)} if packed else {})
         cycles = steps * _step_cycles(batch, units, cell.gates, mr, nr, parts)
@@ -141,12 +142,20 @@ class Layer:
         return loop(self.chunks * panels * self.units, line, None, "line")
 
     def start(self) -> Stmt:
+        """The first states; units beyond the last start at 0, and no result depends on them."""
         states = [self.hidden, *self.carried]
 
+        def beyond(at: PrimExpr) -> Stmt:
+            return sequence([put(state, at, ZERO) for state in states])
+
         def row(b: PrimExpr) -> Stmt:
-            return along(self.units, lambda j: sequence(
-                [put(state, b * self.padded + j, self.operand(k, [b, j]))
-                 for k, state in enumerate(states, 1)]))  # fmt: skip
+            first = b * self.padded
+            return sequence([
+                along(self.units, lambda j: sequence(
+                    [put(state, first + j, self.operand(k, [b, j]))
+                     for k, state in enumerate(states, 1)])),
+                along(self.padded - self.units, lambda j: beyond(first + self.units + j)),
+            ])  # fmt: skip
 
         return loop(self.batch, row, None, "row")
 

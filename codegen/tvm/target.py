@@ -39,7 +39,10 @@ def cpu_target(threads: int = 2) -> Target:
         name="cpu",
         channels_last=True,
         approximates=APPROXIMATED,
-        composites={"attention": _takes_attention, "lstm": _plain, "gru": _plain},
+        composites={
+            "attention": _takes_attention,
+            **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _plain),
+        },
         load=_load,
         threads=threads,
         join=blocks,

@@ -1,8 +1,9 @@
-"""Recurrent composites: one direction of one layer of an LSTM or a GRU."""
+"""Recurrent composites: one direction of one layer of an LSTM, a GRU or a plain recurrence."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -48,12 +49,17 @@ def _infer_gru(c: Call) -> tuple[TensorType, TensorType]:
     return _outputs(state, c.types[0]), state
 
 
+def _infer_rnn(c: Call) -> tuple[TensorType, TensorType]:
+    state = _check(c, 1, c.types[2])
+    return _outputs(state, c.types[0]), state
+
+
 def _run(c: Call, gates: Any, states: list[Any], step: Callable[..., list[Any]]) -> Any:
     """`step(input share, *states)` over time in float64; outputs and last states."""
     states = [s.astype(np.float64) for s in states]
     out = np.zeros((gates.shape[0], *states[0].shape), np.float64)
     times = range(gates.shape[0])
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         for time in reversed(times) if c.reverse else times:
             states = step(gates[time], *states)
             out[time] = states[0]
@@ -81,6 +87,12 @@ def _gru_reference(c: Call, gates: Any, h: Any, w: Any, b: Any) -> Any:
         return [(1 - z) * n + z * h]
 
     return _run(c, gates, [h], step)
+
+
+def _rnn_reference(c: Call, gates: Any, h: Any, w: Any) -> Any:
+    wide = w.astype(np.float64)
+    function = np.tanh if c.op.name == "rnn_tanh" else lambda x: np.maximum(x, 0)
+    return _run(c, gates, [h], lambda x, h: [function(x + h @ wide.T)])
 
 
 def _unroll(b: Builder, c: Call, gates: Value, w: Value, states: Sequence[Value],
@@ -128,6 +140,11 @@ def _decompose_gru(b: Builder, c: Call, gates: Value, h: Value, w: Value, bias: 
     return _unroll(b, c, gates, w, (h,), step)
 
 
+def _decompose_rnn(b: Builder, c: Call, gates: Value, h: Value, w: Value) -> tuple[Value, ...]:
+    function = c.op.name.removeprefix("rnn_")
+    return _unroll(b, c, gates, w, (h,), lambda x, share, h: (b.emit(function, x + share),))
+
+
 register(
     Op("lstm", ("gates", "h", "c", "w"), _infer_lstm, _lstm_reference, None, _decompose_lstm,
        attrs={"reverse": False}, traits=frozenset({"composite"}), precision="approx",
@@ -144,6 +161,15 @@ register(
        "h[B, H] is the state, w[3H, H] the recurrent weights. Gives outputs[T, B, H] and the last "
        "h; `reverse` runs from the last step. Cho et al. 2014.")
 )  # fmt: skip
+for _name, _function in (("rnn_tanh", "tanh"), ("rnn_relu", "relu")):
+    register(
+        Op(_name, ("gates", "h", "w"), _infer_rnn, _rnn_reference, None, _decompose_rnn,
+           attrs={"reverse": False}, traits=frozenset({"composite"}), precision="approx",
+           doc="One direction of a plain recurrent layer. gates[T, B, H] holds the input's share "
+           f"with all biases, h[B, H] the state, w[H, H] the recurrent weights: h = {_function}"
+           "(gates + h wᵀ) at each step. Gives outputs[T, B, H] and the last h; `reverse` runs "
+           "from the last step. Elman 1990.")
+    )  # fmt: skip
 
 
 @captures("aten.lstm.input")
@@ -158,7 +184,7 @@ def _lstm(cx: Capture, x: Value, state: Sequence[Value], params: Sequence[Value]
         return cx.b.emit_all("lstm", (gates, *states, weights[1]), {"reverse": reverse})
 
     width = 4 if has_biases else 2
-    if (train and dropout) or len(params) != layers * (1 + bidirectional) * width:
+    if _drops(layers, dropout, train) or len(params) != layers * (1 + bidirectional) * width:
         raise NotImplementedError("lstm with dropout or projections")
     return _stack(cx, x, state, params, layers, bidirectional, batch_first, layer)
 
@@ -181,9 +207,33 @@ def _gru(cx: Capture, x: Value, state: Value, params: Sequence[Value], has_biase
             last = part(weights[3], 2, 1)
         return cx.b.emit_all("gru", (gates, *states, weights[1], last), {"reverse": reverse})
 
-    if train and dropout:
+    if _drops(layers, dropout, train):
         raise NotImplementedError("gru with dropout")
     return _stack(cx, x, [state], params, layers, bidirectional, batch_first, layer)
+
+
+def _rnn(op: str, cx: Capture, x: Value, state: Value, params: Sequence[Value], has_biases: bool,
+         layers: int, dropout: float, train: bool, bidirectional: bool, batch_first: bool
+         ) -> tuple[Value, ...]:  # fmt: skip
+    def layer(data: Value, states: list[Value], weights: Sequence[Value], reverse: bool
+              ) -> Sequence[Value]:  # fmt: skip
+        gates = cx.emit("dot_general", data, weights[0], lhs_contract=(2,), rhs_contract=(1,))
+        if has_biases:
+            gates = gates + (weights[2] + weights[3])
+        return cx.b.emit_all(op, (gates, *states, weights[1]), {"reverse": reverse})
+
+    if _drops(layers, dropout, train):
+        raise NotImplementedError(f"{op} with dropout")
+    return _stack(cx, x, [state], params, layers, bidirectional, batch_first, layer)
+
+
+captures("aten.rnn_tanh.input")(partial(_rnn, "rnn_tanh"))
+captures("aten.rnn_relu.input")(partial(_rnn, "rnn_relu"))
+
+
+def _drops(layers: int, dropout: float, train: bool) -> bool:
+    """Whether torch drops anything, as it does between layers alone."""
+    return train and dropout > 0 and layers > 1
 
 
 def _stack(cx: Capture, x: Value, state: Sequence[Value], params: Sequence[Value], layers: int,

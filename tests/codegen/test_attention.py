@@ -98,6 +98,20 @@ def test_hidden_rows_are_zero(rows: int) -> None:
         assert not got[:, :, 0].any() and got[:, :, -1].any()
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("keys", [9, 400])
+@pytest.mark.parametrize("rows", [1, 6, 40])
+def test_rows_of_the_lowest_floats_are_means(rows: int, keys: int, causal: bool) -> None:
+    """Masks of padded batches hold them instead of minus infinity."""
+    graph = plain((1, 2, rows, 8), (1, 2, keys, 8), None, (t.f32, (rows, keys)), causal)
+    inputs = random(graph)
+    inputs[3][:, : keys // 2] = np.finfo(np.float32).min
+    inputs[3][::3] = np.finfo(np.float32).min
+    inputs[3][1:2] = -np.inf
+    _, got = check(graph, inputs)
+    assert got[:, :, 0].any()
+
+
 @pytest.mark.parametrize(
     ("rows", "keys"), [(64, 64), (37, 91), (91, 37), (700, 700)]
 )  # fmt: skip

@@ -27,7 +27,7 @@ def random(seed: int, *shape: int) -> Array:
     return np.random.default_rng([seed, *shape]).standard_normal(shape, np.float32)
 
 
-KINDS = {"lstm": (4, 2), "gru": (3, 1)}  # gates, states
+KINDS = {"lstm": (4, 2), "gru": (3, 1), "rnn_tanh": (1, 1), "rnn_relu": (1, 1)}  # gates, states
 
 
 def weights(op: str, units: int) -> Array:
@@ -76,10 +76,35 @@ def test_sizes(op: str, steps: int, batch: int, units: int, reverse: bool) -> No
     check(*layer(steps, batch, units, op, reverse))
 
 
-@pytest.mark.parametrize(("batch", "units"), [(1, 116), (2, 100)])
-def test_threads_share_a_step(batch: int, units: int) -> None:
-    module = check(*layer(12, batch, units))
+@pytest.mark.parametrize(("op", "batch", "units"),
+                         [("lstm", 1, 116), ("lstm", 2, 100), ("gru", 1, 140), ("gru", 3, 100),
+                          ("rnn_tanh", 1, 230), ("rnn_relu", 5, 103)])  # fmt: skip
+def test_threads_share_a_step(op: str, batch: int, units: int) -> None:
+    module = check(*layer(12, batch, units, op))
     assert "parts=2" in module.kernels[0].schedule
+
+
+@pytest.mark.parametrize("op", KINDS)
+def test_no_more_threads_than_chunks(op: str) -> None:
+    module = check(*layer(2, 800, 8, op))
+    assert "parts=1" in module.kernels[0].schedule
+
+
+def test_an_infinite_state_behind_a_closed_gate() -> None:
+    """The gate is 0, and 0 times infinity no number."""
+    graph, inputs = layer(1, 1, 8)
+    gates, _, cell = inputs
+    gates.reshape(4, 8)[1] = -np.inf
+    cell[0, ::3] = np.inf
+    check(graph, inputs)
+
+
+@pytest.mark.parametrize("op", ["lstm", "gru"])
+def test_gates_that_are_almost_closed(op: str) -> None:
+    """Where e**-x is no float the gate is 0; at no place is it anything else."""
+    graph, inputs = layer(1, 1, 120, op)
+    inputs[0].reshape(KINDS[op][0], 120)[1] = np.linspace(-92, -80, 120, dtype=np.float32)
+    check(graph, inputs)
 
 
 @pytest.mark.parametrize("op", KINDS)

@@ -44,14 +44,14 @@ def test_large_zoo_models_are_captured_whole(name: str) -> None:
     test_zoo_models_are_captured_whole(name)
 
 
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 @pytest.mark.parametrize(
     "options",
     [{}, {"bias": False}, {"num_layers": 2, "bidirectional": True}, {"batch_first": True}],
 )
 @pytest.mark.parametrize("given", [False, True], ids=["zero state", "given state"])
 def test_a_recurrent_layer_is_one_op_for_each_direction(
-    kind: type[nn.LSTM | nn.GRU], options: dict[str, Any], given: bool
+    kind: type[nn.LSTM | nn.GRU | nn.RNN], options: dict[str, Any], given: bool
 ) -> None:
     torch.manual_seed(5)
     layer = kind(3, 5, **options).eval()
@@ -63,7 +63,7 @@ def test_a_recurrent_layer_is_one_op_for_each_direction(
     model = capture(layer, args)
     assert not model.fallbacks
     ops = [node.op for node in model.graph.nodes]
-    assert ops.count(kind.__name__.lower()) == rows
+    assert sum(op in ("lstm", "gru", "rnn_tanh") for op in ops) == rows
     check(model)
 
 

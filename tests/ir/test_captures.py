@@ -274,6 +274,15 @@ def composites() -> Iterator[Case]:
                True, 2, 0.0, False, True, True)  # fmt: skip
     yield case("aten.lstm.input", floats(6, 3, 5), [s[:1] for s in state], weights[:2], False, 1,
                0.0, False, False, False)  # fmt: skip
+    for rnn in ("aten.rnn_tanh.input", "aten.rnn_relu.input"):
+        plain = [w[:4] for w in weights]
+        deeper = [floats(4, 8, seed=3), *plain[1:]]
+        yield case(rnn, floats(6, 3, 5), state[0], [*plain, *plain], True, 1, 0.0, False, True,
+                   False)  # fmt: skip
+        yield case(rnn, floats(3, 6, 5), four[0], [*plain, *plain, *deeper, *deeper], True, 2, 0.0,
+                   False, True, True)  # fmt: skip
+        yield case(rnn, floats(6, 3, 5), state[0][:1], plain[:2], False, 1, 0.5, True, False,
+                   False)  # fmt: skip
     weights = [w[:12] for w in weights]
     second = [floats(12, 8, seed=3), *weights[1:]]
     yield case("aten.gru.input", floats(6, 3, 5), state[0], [*weights, *weights], True, 1, 0.0,

@@ -52,6 +52,8 @@ REFUSALS = {
     "conv": ("a symbolic window", "channels, weights expect"),
     "lstm": ("gates and state differ in width",),
     "gru": ("gates and state differ in width",),
+    "rnn_tanh": ("gates and state differ in width",),
+    "rnn_relu": ("gates and state differ in width",),
     "attention": ("are no multiple of",),
 }
 

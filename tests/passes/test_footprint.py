@@ -31,6 +31,10 @@ def test_flops_of_a_recurrence() -> None:
     types = (f32(6, 2, 15), f32(2, 5), f32(15, 5), f32(5))
     outs = b.emit_all("gru", tuple(map(b.input, types)), {"reverse": False})
     assert flops(b.finish(list(outs))) == 2 * 6 * 2 * 15 * 5
+    b = Builder()
+    outs = b.emit_all("rnn_tanh", tuple(map(b.input, (f32(6, 2, 5), f32(2, 5), f32(5, 5)))),
+                      {"reverse": False})  # fmt: skip
+    assert flops(b.finish(list(outs))) == 2 * 6 * 2 * 5 * 5
 
 
 def sliced(b: Builder, x: Value) -> Value:
