@@ -29,7 +29,7 @@ from plait.codegen.plan import (
 from plait.codegen.target import Target
 from plait.ir import op as ops
 from plait.ir.errors import PlanError, Unsupported, UnsupportedOp
-from plait.ir.graph import Blob, Graph
+from plait.ir.graph import Attrs, Blob, Graph
 from plait.ir.layout import row_major
 from plait.ir.types import TensorType, bf16
 from plait.passes.context import Context
@@ -188,7 +188,7 @@ class _Kernels:
         nodes: dict[str, int] = {}
         for k, node in enumerate(self.graph.nodes):
             if node.op == "kernel":
-                symbol = self._symbol(node.attrs["body"], node.attrs["schedule"])
+                symbol = self._symbol(node.attrs)
                 self.symbols[k] = symbol
                 calls[symbol] = calls.get(symbol, 0) + 1
                 nodes.setdefault(symbol, k)
@@ -214,8 +214,9 @@ class _Kernels:
         kernels = tuple(self._kernel(s, nodes[s], calls[s]) for s in nodes)
         return kernels, [found[s] for s in nodes]
 
-    def _symbol(self, body: Graph, schedule: str) -> str:
-        key = "\0".join((body.digest, schedule, str(self.machine), code_fingerprint()))
+    def _symbol(self, attrs: Attrs) -> str:
+        parts = (attrs["body"].digest, attrs["schedule"], *map(str, attrs["pitch"]))
+        key = "\0".join((*parts, str(self.machine), code_fingerprint()))
         return f"k_{sha256(key.encode()).hexdigest()[:32]}"
 
     def _maker(self, k: int) -> Callable[[], Any]:
@@ -224,7 +225,7 @@ class _Kernels:
 
         attrs = self.graph.nodes[k].attrs
         target = cpu_target(self.threads)
-        return lambda: over_pointers(target.build(attrs["body"], attrs["schedule"]))
+        return lambda: over_pointers(target.build(attrs["body"], attrs["schedule"], attrs["pitch"]))
 
     def _kernel(self, symbol: str, k: int, calls: int) -> Kernel:
         node = self.graph.nodes[k]
@@ -255,6 +256,10 @@ class Remembering:
 
     def takes(self, op: str, types: tuple[TensorType, ...]) -> bool:
         return self.target.takes(op, types)
+
+    def within(self, body: Graph, schedule: str, number: int) -> bool:
+        open_tvm()  # templates import it
+        return self.target.within(body, schedule, number)
 
     def blocks(self, chain: Sequence[Link]) -> Sequence[Block]:
         return self.target.blocks(chain)
@@ -361,10 +366,10 @@ def make_plan(
     def pointer(v: int) -> PointerArg:
         home = memory.storage[v]
         if home.space == "constant":
-            return PointerArg("weights", 0, offsets[names[home.index]])
+            return PointerArg("weights", 0, offsets[names[home.index]] + home.offset)
         if home.space == "arena":
-            return PointerArg("arena", 0, memory.blocks[home.index].offset)
-        return PointerArg("input" if home.space == "input" else "output", home.index)
+            return PointerArg("arena", 0, memory.blocks[home.index].offset + home.offset)
+        return PointerArg("input" if home.space == "input" else "output", home.index, home.offset)
 
     steps: list[Call | Copy] = []
     for k, node in enumerate(graph.nodes):
