@@ -31,7 +31,7 @@ register(
        attrs={"body": REQUIRED, "schedule": "", "pitch": ()}, traits=frozenset({"kernel"}),
        doc="A subgraph compiled as one kernel. `body` is its meaning; `schedule` the text of its "
        "template and tile sizes, empty before selection. `pitch` gives for each operand, "
-       "then each result, how many elements its rows lie apart in memory: 0 for dense ones, nothing "
+       "then each result, how many elements its rows lie apart in memory: 0 for dense, nothing "
        "where all are.")
 )  # fmt: skip
 
