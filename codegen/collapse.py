@@ -61,8 +61,11 @@ def _physical(type: TensorType, space: Space) -> list[int]:
     return [lead + d for d in type.order if type.shape[d] != 1]
 
 
-def collapse(body: Graph) -> Graph:
-    """The collapsed body, or the body itself if some node is neither elementwise nor reduction."""
+def collapse(body: Graph, rows: bool = False) -> Graph:
+    """The collapsed body, or the body itself if some node is neither elementwise nor reduction.
+
+    `rows`: the innermost dimension is kept apart from the others.
+    """
     space = loop_space(body)
     values = range(len(body.types))
     if not all(_simple(n) for n in body.nodes) or len(space.shape) == 0:
@@ -74,7 +77,7 @@ def collapse(body: Graph) -> Graph:
         wanted = [d for d in space.order if spread[v] is not None and spread[v][d] != 1]  # type: ignore[index]
         if spread[v] is None or (v in edges and orders[v] != wanted):
             return body
-    groups = _merge([s for s in spread if s is not None], space)
+    groups = _merge([s for s in spread if s is not None], space, rows)
     return _rebuild(body, [s for s in spread if s is not None], groups, space)
 
 
@@ -84,7 +87,7 @@ def _simple(node: Node) -> bool:
     return ops.has_trait(node.op, "elementwise") or node.op.startswith("reduce_")
 
 
-def _merge(spread: list[tuple[int, ...]], space: Space) -> list[list[int]]:
+def _merge(spread: list[tuple[int, ...]], space: Space, rows: bool) -> list[list[int]]:
     """Runs of dimensions, in memory order, along which every value varies alike."""
     groups: list[list[int]] = []
     for d in space.order:
@@ -99,7 +102,8 @@ def _merge(spread: list[tuple[int, ...]], space: Space) -> list[list[int]]:
             or s[d] == s[last] == 1
             for s in spread
         )
-        if alike and (d in space.axes) == (last in space.axes):
+        split = rows and d == space.order[-1]
+        if alike and not split and (d in space.axes) == (last in space.axes):
             groups[-1].append(d)
         else:
             groups.append([d])

@@ -20,6 +20,7 @@ from plait.codegen.target import Target, Template, single
 from plait.ir.errors import Unsupported
 from plait.ir.graph import Graph, Node
 from plait.ir.interp import bind_sizes, interpret, run_node
+from plait.ir.layout import pitched
 from plait.ir.types import TensorType
 from plait.passes.memory import MemoryPlan, Storage
 from plait.passes.select import Selection
@@ -28,14 +29,18 @@ from plait.passes.select import Selection
 Kernel: TypeAlias = "Callable[..., Sequence[Any]]"
 
 
-def interpreted(body: Graph, schedule: Schedule) -> Kernel:
-    """The kernel of a body as a Python callable on numpy arrays."""
+def interpreted(body: Graph, schedule: Schedule, pitch: Sequence[int] = ()) -> Kernel:
+    """The kernel of a body as a Python callable on numpy arrays, whose strides are their own."""
     return lambda *arrays: interpret(body, arrays)
 
 
 def standing_for(target: Target) -> Target:
     """A target that decides as `target` does and interprets the kernels it is given."""
-    templates = tuple(replace(template, build=interpreted) for template in target.templates)
+    templates = tuple(
+        replace(template, build=interpreted,
+                within=template.within and replace(template.within, build=interpreted))
+        for template in target.templates
+    )  # fmt: skip
     return replace(target, name=f"reference for {target.name}", load=lambda: templates)
 
 
@@ -106,17 +111,22 @@ def run_planned(
     memory.update((Storage("output", k), data) for k, data in enumerate(outputs))
     memory.update((Storage("arena", k), arena[b.offset :]) for k, b in enumerate(plan.blocks))
 
-    def value(v: int) -> Any:
-        return _tensor(memory[plan.storage[v]], graph.types[v])
+    def value(v: int, pitch: int = 0) -> Any:
+        home = plan.storage[v]
+        return _tensor(memory[replace(home, offset=0)][home.offset :], graph.types[v], pitch)
 
     for k, node in enumerate(graph.nodes):
         if node.op == "kernel":
-            kernel = wrap(node, target.build(node.attrs["body"], node.attrs["schedule"]))
-            results = kernel(*(value(v).copy() for v in node.operands))
-            for v, result in zip(graph.results(k), results, strict=True):
-                value(v)[...] = result
-        elif node.op != "constant" and plan.storage[node.operands[0]] not in map(
-            plan.storage.__getitem__, graph.results(k)
+            attrs = node.attrs
+            kernel = wrap(node, target.build(attrs["body"], attrs["schedule"], attrs["pitch"]))
+            values = (*node.operands, *graph.results(k))
+            pitch = attrs["pitch"] or (0,) * len(values)
+            reached = list(zip(values, pitch, strict=True))
+            results = kernel(*(value(v, p).copy() for v, p in reached[: len(node.operands)]))
+            for (v, p), result in zip(reached[len(node.operands) :], results, strict=True):
+                value(v, p)[...] = result
+        elif node.op != "constant" and not all(
+            plan.storage[v].shares(plan.storage[graph.first_result[k]]) for v in node.operands
         ):
             raise Unsupported(f"{node.op!r} outside a kernel is no view of its operand's memory")
     return [value(v).copy(order="C") for v in graph.outputs]
@@ -131,9 +141,14 @@ def _bytes(type: TensorType, array: Any) -> Any:
     return np.ascontiguousarray(array.transpose(type.order)).reshape(-1).view(np.uint8)
 
 
-def _tensor(memory: Any, type: TensorType) -> Any:
+def _tensor(memory: Any, type: TensorType, pitch: int) -> Any:
     """The tensor of logical shape that begins at the start of `memory`; shares it."""
     shape = type.static("the memory plan")
+    if pitch:
+        size = type.dtype.itemsize
+        steps = [size * s for s in pitched(type, pitch) if isinstance(s, int)]
+        whole = memory[: len(memory) // size * size].view(type.dtype.numpy)
+        return np.lib.stride_tricks.as_strided(whole, shape, steps)
     flat = memory[: _nbytes(type)].view(type.dtype.numpy)
     physical = flat.reshape([shape[d] for d in type.order])
     return physical.transpose(np.argsort(type.order).tolist())

@@ -26,6 +26,18 @@ class Candidate:
     selection: Selection
 
 
+@dataclass(frozen=True)
+class Within:
+    """How a template takes operands and results whose rows lie apart, inside wider tensors.
+
+    `takes(body, number)` tells whether an operand or a result, numbered after those, may;
+    `build(body, schedule, pitch)` makes the kernel, `pitch` as in the attributes of kernels.
+    """
+
+    takes: Callable[[Graph, int], bool]
+    build: Callable[[Graph, Schedule, Sequence[int]], Any]
+
+
 Space: TypeAlias = Callable[[Graph, tuple[bool, ...], int], Sequence[Candidate]]
 
 
@@ -43,6 +55,7 @@ class Template:
     space: Space
     build: Callable[[Graph, Schedule], Any]
     rivals: str = ""
+    within: Within | None = None
 
 
 def single(choose: Callable[[Graph, tuple[bool, ...], int], Selection | None]) -> Space:
@@ -111,7 +124,18 @@ class Target:
                 return template
         raise Unsupported(f"target {self.name} has no template {name!r}")
 
-    def build(self, body: Graph, schedule: str) -> Any:
+    def within(self, body: Graph, schedule: str, number: int) -> bool:
+        """Whether a kernel can take an operand or a result whose rows lie apart in memory."""
+        name = Schedule.parse(schedule).template
+        found = next((t.within for t in self.templates if t.name == name), None)
+        return found is not None and found.takes(body, number)
+
+    def build(self, body: Graph, schedule: str, pitch: Sequence[int] = ()) -> Any:
         """The target's form of a kernel."""
         parsed = Schedule.parse(schedule)
-        return self.template(parsed.template).build(body, parsed)
+        template = self.template(parsed.template)
+        if not pitch:
+            return template.build(body, parsed)
+        if template.within is None:
+            raise Unsupported(f"{template.name} kernels take only tensors that lie in one piece")
+        return template.within.build(body, parsed, pitch)

@@ -350,11 +350,14 @@ def _inside(settings: Settings) -> Settings:
 
 
 def _pool(settings: Settings) -> list[str]:
-    """The ops to draw from; those that no sample shows (made by a test, say) only by chance."""
+    """The ops to draw from; those that no sample shows (made by a test, say) only by chance.
+
+    In the order of their names: that of their registration depends on who imports what first.
+    """
     ops.load_all()
     return [
         name
-        for name, record in ops.OPS.items()
+        for name, record in sorted(ops.OPS.items())
         if (settings.kernels or name != "kernel")
         and (settings.host or "host" not in record.traits)
         and (_by_chance(name) or _samples(name))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from plait.ir.dims import Dim, equal
+from plait.ir.dims import Dim, equal, is_static
 from plait.ir.graph import Node
 from plait.ir.ops.movement import reshape_groups
 from plait.ir.types import TensorType
@@ -19,6 +19,33 @@ def strides(type: TensorType) -> tuple[Dim, ...]:
         result[d] = step
         step = step * type.shape[d]
     return tuple(result)
+
+
+def pitched(type: TensorType, pitch: int) -> tuple[Dim, ...]:
+    """The strides of a tensor whose rows lie `pitch` elements apart, side by side if it is 0.
+
+    A row is what lies along the innermost dimension.
+    """
+    dense = strides(type)
+    if pitch == 0:
+        return dense
+    inner = type.order[-1]
+    width = type.static("a tensor inside another")[inner]
+    return tuple(s if d == inner else s // width * pitch for d, s in enumerate(dense))
+
+
+def slice_offset(node: Node, source: TensorType) -> int | None:
+    """The element of its operand with which a slice begins, if it is a run of its memory."""
+    (result,) = node.types
+    if not is_static((*source.shape, *result.shape)) or 0 in result.shape:
+        return None
+    starts: tuple[int, ...] = node.attrs["start"]
+    by: tuple[int, ...] = node.attrs["step"]
+    steps = [s for s in strides(source) if isinstance(s, int)]
+    moved = zip(result.shape, strides(result), steps, by, strict=True)
+    if any(n != 1 and own != step * times for n, own, step, times in moved):
+        return None
+    return sum(start * step for start, step in zip(starts, steps, strict=True))
 
 
 def same_memory(a: TensorType, b: TensorType) -> bool:
@@ -63,6 +90,8 @@ def is_view(node: Node, source: TensorType) -> bool:
     (result,) = node.types if len(node.types) == 1 else (None,)
     if result is None:
         return False
+    if node.op == "slice":
+        return slice_offset(node, source) is not None
     if node.op == "relayout":
         return same_memory(source, result)
     if node.op == "transpose":

@@ -42,6 +42,11 @@ def _fused(node: Node) -> str:
     return "" if inside else "after fusion every computation stands in a kernel"
 
 
+def _placed(node: Node) -> str:
+    """Parts and wholes that share memory stand outside kernels too."""
+    return "" if node.op in ("slice", "concat") else _selected(node)
+
+
 def _selected(node: Node) -> str:
     if node.op == "kernel" and not node.attrs["schedule"]:
         return "the kernel has no schedule"
@@ -55,6 +60,7 @@ STAGES: dict[str, Stage] = {
         Stage("imported", _no_kernels),
         Stage("fused", _fused),
         Stage("selected", _selected),
+        Stage("placed", _placed),
     )
 }
 

@@ -40,6 +40,11 @@ class Target(Protocol):
         """The schedule of a kernel; `constant` tells which operands are constants."""
         ...
 
+    def within(self, body: Graph, schedule: str, number: int) -> bool:
+        """Whether a kernel can take an operand or a result, numbered after those, of which the
+        rows lie apart in memory."""
+        ...
+
     def blocks(self, chain: Sequence[Link]) -> Sequence[Block]:
         """The parts of a chain of kernels that are better computed together."""
         ...

@@ -287,7 +287,7 @@ class Emitter:
         body, arguments, results = Body(self.fuser, group).build()
         operands = tuple(self.env[v].id for v in arguments)
         locs = [self.graph.nodes[k].loc for k in group.members if self.graph.nodes[k].loc]
-        attrs = Attrs(body=body, schedule="")
+        attrs = Attrs(body=body, schedule="", pitch=())
         made = self.b.add(
             Node("kernel", operands, attrs, body.output_types, locs[0] if locs else "")
         )

@@ -6,11 +6,12 @@ A plan is plain data.  `plait.passes.memory_check` validates it without sharing 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from plait.ir import op as ops
+from plait.ir.dims import Dim
 from plait.ir.graph import Graph
-from plait.ir.layout import is_view, same_memory
+from plait.ir.layout import is_view, same_memory, slice_offset, strides
 from plait.ir.types import TensorType
 from plait.passes.context import Context
 from plait.passes.pipeline import Pass, register_pass
@@ -22,11 +23,21 @@ ALIGNMENT = 64
 class Storage:
     """Where a value lives: `space` is input, output, constant or arena.
 
-    `index` is the number of the input or output, the node of the constant, or the arena block.
+    `index` is the number of the input or output, the node of the constant, or the arena block;
+    `offset` the byte of it with which the value begins.
     """
 
     space: str
     index: int
+    offset: int = 0
+
+    def after(self, nbytes: int) -> Storage:
+        """The storage that begins some bytes later."""
+        return replace(self, offset=self.offset + nbytes)
+
+    def shares(self, other: Storage) -> bool:
+        """Whether both lie in the same input, output, constant or block."""
+        return (self.space, self.index) == (other.space, other.index)
 
 
 @dataclass(frozen=True)
@@ -109,6 +120,9 @@ class Planner:
         self.last = self._last_uses()
         self.storage: list[Storage] = [Storage("input", k) for k in range(len(graph.inputs))]
         self.spans: list[list[int]] = []  # of each block: size, first, last
+        self.targets = self._output_targets()
+        self.parts = self._parts()
+        self.wholes: dict[int, Storage] = {}
 
     def _last_uses(self) -> list[int]:
         """Last step that reads each value, views included."""
@@ -119,7 +133,8 @@ class Planner:
             node = self.graph.nodes[k]
             for v in self.graph.results(k):
                 last[v] = max(last[v], k)
-            ends = max(last[v] for v in self.graph.results(k)) if self.is_alias(k) else k
+            shared = node.op == "concat" or self.is_alias(k)
+            ends = max(last[v] for v in self.graph.results(k)) if shared else k
             for v in node.operands:
                 last[v] = max(last[v], ends)
         return last
@@ -129,20 +144,18 @@ class Planner:
         return len(node.operands) == 1 and is_view(node, self.graph.types[node.operands[0]])
 
     def run(self) -> MemoryPlan:
-        targets = self._output_targets()
         for k, node in enumerate(self.graph.nodes):
             if node.op == "constant":
                 self.storage.append(Storage("constant", k))
             elif self.is_alias(k):
-                self.storage.append(self.storage[node.operands[0]])
+                self.storage.append(self.storage[node.operands[0]].after(self._skipped(k)))
+            elif node.op == "concat":
+                self.storage.append(self._whole(self.graph.first_result[k], k))
             else:
                 taken: set[int] = set()
                 for r, v in enumerate(self.graph.results(k)):
-                    target = targets.get(v)
-                    self.storage.append(
-                        Storage("output", target) if target is not None
-                        else self._place(k, r, v, taken)
-                    )  # fmt: skip
+                    fixed = v in self.targets or v in self.parts
+                    self.storage.append(self._whole(v, k) if fixed else self._place(k, r, v, taken))
         blocks = [Block(*span) for span in self.spans]
         offsets, size = pack(blocks)
         placed = tuple(
@@ -155,19 +168,76 @@ class Planner:
         targets: dict[int, int] = {}
         for index, v in enumerate(self.graph.outputs):
             made = self.graph.producers[v]
-            while made is not None and self.is_alias(made[0]):
+            while made is not None and self.is_alias(made[0]) and not self._is_slice(made[0]):
                 v = self.graph.nodes[made[0]].operands[0]
                 made = self.graph.producers[v]
             if made is not None and self.graph.nodes[made[0]].op != "constant":
                 targets.setdefault(v, index)
         return targets
 
+    def _is_slice(self, k: int) -> bool:
+        return self.graph.nodes[k].op == "slice"
+
+    def _skipped(self, k: int) -> int:
+        """Bytes of a view's operand before the view."""
+        if not self._is_slice(k):
+            return 0
+        node = self.graph.nodes[k]
+        first = slice_offset(node, self.graph.types[node.operands[0]])
+        assert first is not None, "an alias is a view"
+        return first * node.types[0].dtype.itemsize
+
+    def _parts(self) -> dict[int, tuple[int, int]]:
+        """The values that lie inside a concat's result: it, and the byte where they begin."""
+        parts: dict[int, tuple[int, int]] = {}
+        steps: dict[int, tuple[Dim, ...]] = {}
+        for k in range(len(self.graph.nodes) - 1, -1, -1):
+            node = self.graph.nodes[k]
+            if node.op != "concat":
+                continue
+            whole, axis = self.graph.first_result[k], node.attrs["axis"]
+            own = steps.get(whole, strides(node.types[0]))
+            at: Dim = 0
+            for v in node.operands:
+                type = self.graph.types[v]
+                root = self._root(v)
+                first = at * own[axis] * type.dtype.itemsize
+                assert isinstance(first, int)
+                parts[root] = whole, first
+                if root == v:
+                    steps[v] = own
+                at = at + type.shape[axis]
+        return parts
+
+    def _root(self, v: int) -> int:
+        """The value whose memory a view is."""
+        made = self.graph.producers[v]
+        while made is not None and self.is_alias(made[0]):
+            v = self.graph.nodes[made[0]].operands[0]
+            made = self.graph.producers[v]
+        return v
+
+    def _whole(self, v: int, k: int) -> Storage:
+        """The storage of a value with parts, of a part or of an output, first written now."""
+        if v in self.targets:
+            return Storage("output", self.targets[v])
+        if v in self.parts:
+            whole, first = self.parts[v]
+            home = self._whole(whole, k).after(first)
+            if home.space == "arena":
+                self.spans[home.index][2] = max(self.spans[home.index][2], self.last[v])
+            return home
+        if v not in self.wholes:
+            self.spans.append([nbytes(self.graph.types[v]), k, self.last[v]])
+            self.wholes[v] = Storage("arena", len(self.spans) - 1)
+        return self.wholes[v]
+
     def _place(self, k: int, result: int, v: int, taken: set[int]) -> Storage:
         """A block that an operand leaves now, if the kernel may write there, or a new one."""
         size = nbytes(self.graph.types[v])
         for operand in in_place_operand(self.graph, k, result):
             home = self.storage[operand]
-            if home.space != "arena" or home.index in taken:
+            if home.space != "arena" or home.index in taken or home.offset:
                 continue
             span = self.spans[home.index]
             if span[2] == k and span[0] == size and self._sole_reader(k, home, operand):
@@ -179,7 +249,8 @@ class Planner:
 
     def _sole_reader(self, k: int, home: Storage, operand: int) -> bool:
         """Whether no other operand of the step lies in the same block."""
-        return all(v == operand or self.storage[v] != home for v in self.graph.nodes[k].operands)
+        others = (v for v in self.graph.nodes[k].operands if v != operand)
+        return not any(self.storage[v].shares(home) for v in others)
 
 
 def live_bound(blocks: Sequence[Block]) -> int:
@@ -252,7 +323,7 @@ class Allocate(Pass):
     """Plan the arena; the plan is left in the context, the graph is unchanged."""
 
     name = "allocate"
-    leaves = "selected"
+    leaves = "placed"
 
     def apply(self, graph: Graph, context: Context) -> Graph:
         context.plan = Planner(graph).run()

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from plait.ir.errors import PlanError
-from plait.ir.graph import Graph
+from plait.ir.graph import Graph, Node
 from plait.ir.layout import strides
 from plait.ir.types import TensorType
 
 if TYPE_CHECKING:
     from plait.passes.memory import MemoryPlan
 
+LINE = 64
 # Ops whose result at a place may need their operand at other places.
 READS_ELSEWHERE = frozenset({
     "slice", "take", "gather", "pad", "concat", "reverse", "transpose", "reshape", "broadcast_to",
@@ -26,8 +27,9 @@ READS_ELSEWHERE = frozenset({
 def check_plan(graph: Graph, plan: MemoryPlan) -> None:
     """Replay the graph on symbolic memory and raise `PlanError` at the first fault.
 
-    Every arena byte carries the number of the value that was written there last; each read must
-    find its own value (or the value it is a view of) in all its bytes.
+    Every byte of the arena and of the outputs carries the number of the value that was written
+    there last; each read must find its own value (or those that a view or a concat shows) in all
+    its bytes, at the distances at which the kernel reads.
     """
     if len(plan.storage) != len(graph.types):
         raise PlanError(
@@ -36,110 +38,206 @@ def check_plan(graph: Graph, plan: MemoryPlan) -> None:
     for number, block in enumerate(plan.blocks):
         if block.offset < 0 or block.offset + block.size > plan.size:
             raise PlanError(f"block {number} leaves the arena of {plan.size} bytes")
-        if block.offset % 64:
-            raise PlanError(f"block {number} at {block.offset} is not aligned to 64 bytes")
+        if block.offset % LINE:
+            raise PlanError(f"block {number} at {block.offset} is not aligned to {LINE} bytes")
         if block.first > block.last:
             raise PlanError(f"block {number} ends before it begins")
-    owner = np.full(plan.size // 64 + 1, -1, np.int64)
-    roots: dict[int, int] = {}
-    for k, node in enumerate(graph.nodes):
-        _check_reads(graph, plan, k, owner, roots)
-        written: list[tuple[int, int]] = []
-        for v in graph.results(k):
-            source = _alias_of(graph, plan, k, v)
-            if source is not None:
-                roots[v] = roots.get(source, source)
+    Replay(graph, plan).run()
+
+
+def _pitch(node: Node, number: int) -> int:
+    """How far a kernel takes the rows of an operand or a result to lie apart; 0 for side by side.
+
+    Operands are numbered first, then results.
+    """
+    pitch: tuple[int, ...] = node.attrs["pitch"]
+    return pitch[number] if pitch else 0
+
+
+class Replay:
+    """The memory of a run, in units of as many bytes as divide all places in it.
+
+    shown: for each value the numbers that its units must carry, in the order of its memory.
+    """
+
+    def __init__(self, graph: Graph, plan: MemoryPlan) -> None:
+        self.graph, self.plan = graph, plan
+        self.unit = self._unit()
+        self.owner: dict[tuple[str, int], Any] = {
+            ("arena", 0): np.full(plan.size // self.unit + 1, -1, np.int64)
+        }
+        for k, ty in enumerate(graph.output_types):
+            size = -(-self._nbytes(ty) // self.unit)
+            self.owner["output", k] = np.full(size, -1, np.int64)
+        self.shown: dict[int, Any] = {v: self._own(v) for v in range(len(graph.inputs))}
+
+    def run(self) -> None:
+        for k, node in enumerate(self.graph.nodes):
+            if node.op == "kernel":
+                for number, v in enumerate(node.operands):
+                    self._read(v, f"step {k} ({node.op})", _pitch(node, number))
+                self._write(k)
+            elif node.op == "concat":
+                self.shown[self.graph.first_result[k]] = self._joined(node)
+            else:
+                for v in self.graph.results(k):
+                    self.shown[v] = self._view(k, v)
+        for v in self.graph.outputs:
+            self._read(v, "the graph's output", 0)
+
+    def _nbytes(self, type: TensorType) -> int:
+        return math.prod(type.static("memory check")) * type.dtype.itemsize
+
+    def _unit(self) -> int:
+        unit = math.gcd(LINE, *(home.offset for home in self.plan.storage))
+        for node in self.graph.nodes:
+            touched = [self.graph.types[v] for v in node.operands] + list(node.types)
+            if node.op == "concat":
+                runs = (_run(ty, node.attrs["axis"]) for ty in touched)
+                unit = math.gcd(unit, *runs)
+            elif node.op == "kernel":
+                for number, ty in enumerate(touched):
+                    if pitch := _pitch(node, number):
+                        unit = math.gcd(unit, pitch * ty.dtype.itemsize, _row(ty))
+        return unit
+
+    def _own(self, v: int) -> Any:
+        return np.full(-(-self._nbytes(self.graph.types[v]) // self.unit), v, np.int64)
+
+    def _place(self, v: int, pitch: int) -> tuple[tuple[str, int], Any]:
+        """The space of a value and its units there, in the order of its memory."""
+        home, type = self.plan.storage[v], self.graph.types[v]
+        need = self._nbytes(type)
+        row = _row(type) if pitch else need
+        rows = need // row if row else 0
+        step = pitch * type.dtype.itemsize
+        extent = home.offset + (max(rows - 1, 0) * step if pitch else 0) + row
+        space, start = (home.space, home.index), home.offset
+        if home.space == "arena":
+            if not 0 <= home.index < len(self.plan.blocks):
+                raise PlanError(f"value %{v} lies in block {home.index}, which does not exist")
+            block = self.plan.blocks[home.index]
+            if extent > block.size:
+                raise PlanError(f"value %{v} of {need} bytes does not fit block {home.index}")
+            space, start = ("arena", 0), block.offset + home.offset
+        elif -(-extent // self.unit) > len(self.owner[space]):
+            raise PlanError(f"value %{v} of {need} bytes does not fit output {home.index}")
+        units = np.arange(-(-row // self.unit)) + start // self.unit
+        if pitch:
+            units = (np.arange(rows)[:, None] * (step // self.unit) + units).reshape(-1)
+        return space, units
+
+    def _is_memory(self, v: int) -> bool:
+        """Whether a value lies where kernels write."""
+        return self.plan.storage[v].space in ("arena", "output")
+
+    def _read(self, v: int, who: str, pitch: int) -> None:
+        if not self._is_memory(v):
+            return
+        space, units = self._place(v, pitch)
+        found, want = self.owner[space][units], self.shown[v]
+        if (found != want).any():
+            other = int(found[found != want][0])
+            raise PlanError(f"{who} reads %{v}, but its bytes hold %{other}")
+
+    def _write(self, k: int) -> None:
+        node = self.graph.nodes[k]
+        written: list[tuple[tuple[str, int], Any]] = []
+        for r, v in enumerate(self.graph.results(k)):
+            self.shown[v] = self._own(v)
+            if not self._is_memory(v):
+                raise PlanError(f"step {k} writes %{v} to the {self.plan.storage[v].space}s")
+            space, units = self._place(v, _pitch(node, len(node.operands) + r))
+            if any(space == other and _meet(units, taken) for other, taken in written):
+                raise PlanError(f"step {k} writes two results to the same bytes")
+            written.append((space, units))
+            self._check_in_place(k, v, space, units)
+            self.owner[space][units] = v
+
+    def _check_in_place(self, k: int, v: int, space: tuple[str, int], units: Any) -> None:
+        """A result over an operand needs a kernel that reads each place before writing it."""
+        node = self.graph.nodes[k]
+        for number, operand in enumerate(node.operands):
+            if not self._is_memory(operand):
                 continue
-            roots[v] = v
-            home = plan.storage[v]
-            if node.op == "constant" or home.space != "arena":
+            where, read = self._place(operand, _pitch(node, number))
+            if where != space or not _meet(units, read):
                 continue
-            span = _span(graph, plan, v)
-            for begin, end in written:
-                if span[0] < end and begin < span[1]:
-                    raise PlanError(f"step {k} writes two results to the same bytes")
-            written.append(span)
-            _check_in_place(graph, plan, k, v, span, roots)
-            owner[span[0] : span[1]] = v
-    for v in graph.outputs:
-        _check_value(graph, plan, v, owner, roots, "the graph's output")
+            if not np.array_equal(read, units):
+                raise PlanError(f"step {k} writes %{v} over a part of its operand %{operand}")
+            if not _place_by_place(self.graph, k, v, operand):
+                raise PlanError(
+                    f"step {k} writes %{v} over %{operand}, which it reads elsewhere too"
+                )
+
+    def _joined(self, node: Node) -> Any:
+        """What a concat shows: its operands' bytes, which lie in its place already."""
+        axis, order = node.attrs["axis"], node.types[0].order
+        parts: list[Any] = []
+        for v in node.operands:
+            if self.graph.types[v].order != order:
+                raise PlanError(f"part %{v} of a concat lies in another order than the whole")
+            run = _run(self.graph.types[v], axis) // self.unit
+            parts.append(self.shown[v].reshape(-1, run))
+        return np.concatenate(parts, axis=1).reshape(-1)
+
+    def _view(self, k: int, v: int) -> Any:
+        """What a node shows that is no step: a constant, or its operand under another type."""
+        node = self.graph.nodes[k]
+        if len(node.operands) != 1:
+            return self._own(v)
+        (source,) = node.operands
+        home, base = self.plan.storage[v], self.plan.storage[source]
+        if (home.space, home.index) != (base.space, base.index):
+            raise PlanError(f"%{v} is a view of %{source}, but they have different storage")
+        a, b = self.graph.types[source], self.graph.types[v]
+        shape = b.static("memory check")
+        sample = np.arange(math.prod(shape))[:: max(1, shape[0] if shape else 1)]
+        there = np.unravel_index(sample, shape) if b.rank else ()
+        size = b.dtype.itemsize
+        moved = size * _addresses(there, b) + home.offset
+        if not np.array_equal(size * _addresses(_source(node, there, a), a) + base.offset, moved):
+            raise PlanError(f"%{v} is no view of %{source}: elements lie at other addresses")
+        first = (home.offset - base.offset) // self.unit
+        return self.shown[source][first : first + -(-self._nbytes(b) // self.unit)]
 
 
-def _span(graph: Graph, plan: MemoryPlan, v: int) -> tuple[int, int]:
-    """Lines of 64 bytes that a value occupies."""
-    home = plan.storage[v]
-    if not 0 <= home.index < len(plan.blocks):
-        raise PlanError(f"value %{v} lies in block {home.index}, which does not exist")
-    block = plan.blocks[home.index]
-    need = int(np.prod(graph.types[v].static("memory check"), dtype=np.int64))
-    need *= graph.types[v].dtype.itemsize
-    if need > block.size:
-        raise PlanError(f"value %{v} of {need} bytes does not fit block {home.index}")
-    return block.offset // 64, block.offset // 64 + -(-need // 64)
-
-
-def _alias_of(graph: Graph, plan: MemoryPlan, k: int, v: int) -> int | None:
-    """The operand that a movement node's result shares memory with, checked by its addresses."""
-    node = graph.nodes[k]
-    if node.op not in ("reshape", "transpose", "relayout") or len(node.operands) != 1:
-        return None
-    source = node.operands[0]
-    if plan.storage[v] != plan.storage[source]:
-        raise PlanError(f"%{v} is a view of %{source}, but they have different storage")
-    a, b = graph.types[source], graph.types[v]
-    shape = a.static("memory check")
-    sample = np.arange(math.prod(shape))[:: max(1, shape[0] if shape else 1)]
-    where = np.unravel_index(sample, shape) if a.rank else ()
-    address = _addresses(where, a)
-    moved = where
+def _source(node: Node, where: Any, type: TensorType) -> Any:
+    """The indices in a view's operand, of this type, of elements of the view."""
+    if node.op == "slice":
+        triples = zip(where, node.attrs["start"], node.attrs["step"], strict=True)
+        return tuple(start + i * step for i, start, step in triples)
     if node.op == "transpose":
-        moved = tuple(where[p] for p in node.attrs["perm"])
-    elif node.op == "reshape":
-        moved = np.unravel_index(sample, b.static("memory check")) if b.rank else ()
-    if not np.array_equal(address, _addresses(moved, b)):
-        raise PlanError(f"%{v} is no view of %{source}: elements lie at other addresses")
-    return source
+        return tuple(where[node.attrs["perm"].index(d)] for d in range(type.rank))
+    if node.op == "reshape":
+        flat = np.ravel_multi_index(where, node.types[0].static("memory check")) if where else 0
+        return np.unravel_index(flat, type.static("memory check")) if type.rank else ()
+    return where
+
+
+def _row(type: TensorType) -> int:
+    """Bytes along the innermost dimension."""
+    return type.static("memory check")[type.order[-1]] * type.dtype.itemsize
+
+
+def _run(type: TensorType, axis: int) -> int:
+    """Bytes of a tensor from one index along the dimensions outside `axis` to the next."""
+    shape = type.static("memory check")
+    inside = type.order[type.order.index(axis) :]
+    return math.prod(shape[d] for d in inside) * type.dtype.itemsize
+
+
+def _meet(a: Any, b: Any) -> bool:
+    """Whether two sets of units share one."""
+    if not len(a) or not len(b) or a[0] > b[-1] or b[0] > a[-1]:
+        return False
+    return bool(len(np.intersect1d(a, b)))
 
 
 def _addresses(where: tuple[Any, ...], type: TensorType) -> Any:
     """The offsets, in elements, of indices (one array for each dimension) into a static tensor."""
     steps: tuple[Any, ...] = strides(type)
     return np.atleast_1d(sum(i * s for i, s in zip(where, steps, strict=True)))
-
-
-def _check_reads(
-    graph: Graph, plan: MemoryPlan, k: int, owner: object, roots: dict[int, int]
-) -> None:
-    for v in graph.nodes[k].operands:
-        _check_value(graph, plan, v, owner, roots, f"step {k} ({graph.nodes[k].op})")
-
-
-def _check_value(
-    graph: Graph, plan: MemoryPlan, v: int, owner: object, roots: dict[int, int], who: str
-) -> None:
-    if plan.storage[v].space != "arena":
-        return
-    begin, end = _span(graph, plan, v)
-    found = np.asarray(owner)[begin:end]
-    if (found != roots.get(v, v)).any():
-        other = int(found[found != roots.get(v, v)][0])
-        raise PlanError(f"{who} reads %{v}, but its bytes hold %{other}")
-
-
-def _check_in_place(
-    graph: Graph, plan: MemoryPlan, k: int, v: int, span: tuple[int, int], roots: dict[int, int]
-) -> None:
-    """A result over an operand's bytes needs a kernel that reads each place before writing it."""
-    for operand in graph.nodes[k].operands:
-        if plan.storage[operand].space != "arena":
-            continue
-        begin, end = _span(graph, plan, operand)
-        if not (span[0] < end and begin < span[1]):
-            continue
-        if (begin, end) != span:
-            raise PlanError(f"step {k} writes %{v} over a part of its operand %{operand}")
-        if not _place_by_place(graph, k, v, operand):
-            raise PlanError(f"step {k} writes %{v} over %{operand}, which it reads elsewhere too")
 
 
 def _place_by_place(graph: Graph, k: int, v: int, operand: int) -> bool:

@@ -53,7 +53,7 @@ class Order(Pass):
     """Take the greedy order if its arena is smaller than that of the order at hand."""
 
     name = "order"
-    leaves = "selected"
+    leaves = "placed"
 
     def apply(self, graph: Graph, context: Context) -> Graph:
         sequence = greedy_order(graph)

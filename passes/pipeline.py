@@ -18,7 +18,7 @@ from plait.passes.context import Context
 
 DEFAULT_PIPELINE = (
     "canonicalize,fold-batch-norm,decompose,canonicalize,layout,legalize-math,fuse,select,"
-    "stripe,order,allocate"
+    "stripe,place,order,allocate"
 )
 
 

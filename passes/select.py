@@ -46,7 +46,7 @@ def _repack(
         forms[k].unpack(inner, v, body.types[k]) if k in forms else v for k, v in enumerate(given)
     ]
     packed = inner.finish(inner.inline(body, unpacked))
-    attrs = Attrs(body=packed, schedule=chosen.schedule)
+    attrs = Attrs(body=packed, schedule=chosen.schedule, pitch=())
     moved = Node("kernel", tuple(v.id for v in arguments), attrs, node.types, node.loc)
     return b.add(moved)
 

@@ -121,7 +121,7 @@ class Joiner:
             made = inner.add(node.with_operands(env[v].id for v in node.operands))
             env.update(zip(graph.results(k), made, strict=True))
         (result,) = graph.results(links[-1].number)
-        attrs = Attrs(body=inner.finish([env[result]]), schedule=schedule)
+        attrs = Attrs(body=inner.finish([env[result]]), schedule=schedule, pitch=())
         operands = tuple(self.env[v].id for v in taken)
         (joined,) = self.b.add(Node("kernel", operands, attrs, (graph.types[result],),
                                     links[0].node.loc))  # fmt: skip

@@ -20,7 +20,7 @@ from plait.codegen.plan import Code, ModulePlan, pack_weights
 from plait.codegen.target import Target
 from plait.ir import op as ops
 from plait.ir.errors import PlanError, Unsupported, UnsupportedOp
-from plait.ir.graph import Graph
+from plait.ir.graph import Attrs, Graph
 from plait.ir.types import TensorType, bf16
 from plait.passes import footprint
 from plait.passes.context import Context
@@ -182,7 +182,7 @@ class _Kernels:
         nodes: dict[str, int] = {}
         for k, node in enumerate(self.graph.nodes):
             if node.op == "kernel":
-                symbol = self._symbol(node.attrs["body"], node.attrs["schedule"])
+                symbol = self._symbol(node.attrs)
                 self.symbols[k] = symbol
                 calls[symbol] = calls.get(symbol, 0) + 1
                 nodes.setdefault(symbol, k)
@@ -211,8 +211,9 @@ class _Kernels:
         kernels = tuple(self._kernel(s, nodes[s], calls[s]) for s in nodes)
         return kernels, [found[s].data for s in nodes]
 
-    def _symbol(self, body: Graph, schedule: str) -> str:
-        key = "\0".join((body.digest, schedule, str(self.machine), code_fingerprint()))
+    def _symbol(self, attrs: Attrs) -> str:
+        parts = (attrs["body"].digest, attrs["schedule"], *map(str, attrs["pitch"]))
+        key = "\0".join((*parts, str(self.machine), code_fingerprint()))
         return f"k_{sha256(key.encode()).hexdigest()[:32]}"
 
     def _make(self, symbol: str, k: int) -> Any:
@@ -222,7 +223,7 @@ class _Kernels:
         from plait.codegen.tvm.target import cpu_target
 
         attrs = self.graph.nodes[k].attrs
-        func = cpu_target(self.threads).build(attrs["body"], attrs["schedule"])
+        func = cpu_target(self.threads).build(attrs["body"], attrs["schedule"], attrs["pitch"])
         if footprint.small(attrs["body"]):
             func = in_parts(func, self.threads)
         self.parts[symbol] = int(func.attrs[PARTS]) if PARTS in func.attrs else 0
@@ -257,6 +258,10 @@ class Remembering:
 
     def takes(self, op: str, types: tuple[TensorType, ...]) -> bool:
         return self.target.takes(op, types)
+
+    def within(self, body: Graph, schedule: str, number: int) -> bool:
+        open_tvm()  # templates import it
+        return self.target.within(body, schedule, number)
 
     def blocks(self, chain: Sequence[Link]) -> Sequence[Block]:
         return self.target.blocks(chain)

@@ -47,10 +47,10 @@ def make_plan(
     def pointer(v: int) -> PointerArg:
         home = memory.storage[v]
         if home.space == "constant":
-            return PointerArg("weights", 0, offsets[names[home.index]])
+            return PointerArg("weights", 0, offsets[names[home.index]] + home.offset)
         if home.space == "arena":
-            return PointerArg("arena", 0, memory.blocks[home.index].offset)
-        return PointerArg("input" if home.space == "input" else "output", home.index)
+            return PointerArg("arena", 0, memory.blocks[home.index].offset + home.offset)
+        return PointerArg("input" if home.space == "input" else "output", home.index, home.offset)
 
     steps: list[Call | Copy] = []
     for k, node in enumerate(graph.nodes):

@@ -225,6 +225,9 @@ class _Fixed:
     def select(self, body: Graph, constant: tuple[bool, ...]) -> Selection:
         return self.selection
 
+    def within(self, body: Graph, schedule: str, number: int) -> bool:
+        return False
+
     def blocks(self, chain: Sequence[Link]) -> Sequence[Block]:
         return ()
 
@@ -323,7 +326,7 @@ def _packed(
     types = task.body.input_types
     inputs = {k: b.input(types[k]) for k, constant in enumerate(task.constant) if not constant}
     operands = [inputs[k] if k in inputs else b.constant(a, f"w{k}") for k, a in enumerate(data)]
-    attrs = Attrs(body=task.body, schedule="")
+    attrs = Attrs(body=task.body, schedule="", pitch=())
     node = Node("kernel", tuple(v.id for v in operands), attrs, task.body.output_types)
     made = b.add(node)
     fixed = Context(_Fixed(target, selection))

@@ -14,7 +14,7 @@ from tvm import tirx
 
 from plait.codegen.conv_tiles import ConvShape, ConvTile, conv_tiles, rows_worth_cutting
 from plait.codegen.schedule import Schedule
-from plait.codegen.target import Candidate, Template
+from plait.codegen.target import Candidate, Template, Within
 from plait.codegen.tiles import LANES, ceil_div
 from plait.codegen.tvm.access import source_input
 from plait.codegen.tvm.image import (
@@ -23,10 +23,11 @@ from plait.codegen.tvm.image import (
     Image,
     Ports,
     Windowed,
+    is_output,
     lanes_of,
     vectorized,
 )
-from plait.codegen.tvm.loops import Ahead, Memory, loop, sequence
+from plait.codegen.tvm.loops import Ahead, Memory, apart, loop, sequence
 from plait.codegen.tvm.scalars import const
 from plait.ir.graph import Graph
 from plait.passes.select import Selection
@@ -236,10 +237,11 @@ def tile_of(schedule: Schedule) -> ConvTile:
                     bool(schedule.number("parallel")))  # fmt: skip
 
 
-def build(body: Graph, schedule: Schedule) -> Any:
+def build(body: Graph, schedule: Schedule, pitch: Sequence[int] = ()) -> Any:
     """The PrimFunc of a convolution over flat buffers: inputs, then the output."""
     windowed = Windowed.of(body, "conv")
-    return ConvNest(windowed, conv_shape(windowed), tile_of(schedule)).build()
+    places = apart(body, pitch) if pitch else ()
+    return ConvNest(windowed, conv_shape(windowed), tile_of(schedule), places).build()
 
 
-CONV = Template("conv", space, build, rivals="conv")
+CONV = Template("conv", space, build, "conv", Within(is_output, build))

@@ -18,7 +18,7 @@ from plait.ir import types as t
 from plait.ir.dims import Dim
 from plait.ir.errors import Unsupported
 from plait.ir.graph import Graph
-from plait.ir.layout import strides
+from plait.ir.layout import pitched
 from plait.ir.types import TensorType
 
 PrimExpr = Any
@@ -65,11 +65,13 @@ def arranged(dims: Iterable[int], index: Iterable[PrimExpr]) -> list[PrimExpr]:
 class Memory:
     """Where a tensor lies: a buffer that may hold a part of it, and the place of element 0.
 
-    The place is below 0 where the buffer holds a later part.
+    The place is below 0 where the buffer holds a later part.  Rows of the innermost dimension lie
+    `pitch` elements apart, side by side if it is 0.
     """
 
     buffer: Any
     start: PrimExpr | int = 0
+    pitch: int = 0
 
 
 @dataclass
@@ -79,10 +81,11 @@ class Flat:
     type: TensorType
     buffer: Any
     start: PrimExpr | int = 0
+    pitch: int = 0
     steps: tuple[Dim, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.steps = strides(self.type)
+        self.steps = pitched(self.type, self.pitch)
 
     def at(self, index: Sequence[PrimExpr]) -> PrimExpr:
         offset: PrimExpr = const(self.start, "int32") if isinstance(self.start, int) else self.start
@@ -118,6 +121,21 @@ def check_sizes(body: Graph) -> None:
         size_of(type)
 
 
+def apart(body: Graph, pitch: Sequence[int]) -> list[Memory]:
+    """Where the inputs and outputs of a kernel lie, given the distances of their rows."""
+    types = (*body.input_types, *body.output_types)
+    names = [f"x{k}" for k in range(len(body.inputs))] + [f"y{k}" for k in range(len(body.outputs))]
+    found = []
+    for type, name, distance in zip(types, names, pitch, strict=True):
+        width = type.static("TVM code generation")[type.order[-1]] if distance else 1
+        size = size_of(type) // width * (distance or 1)
+        if size > _MOST:
+            raise Unsupported(f"{type} lies in a tensor of more than {_MOST} elements")
+        buffer = tirx.decl_buffer((max(1, size),), tir_dtype(type.dtype), name=name)
+        found.append(Memory(buffer, 0, distance))
+    return found
+
+
 class Parameters:
     """The flat memory of a body's inputs and outputs, in order; it checks all sizes.
 
@@ -128,7 +146,9 @@ class Parameters:
         check_sizes(body)
         if places:
             types = (*(i.type for i in body.inputs), *body.output_types)
-            made = [Flat(ty, m.buffer, m.start) for ty, m in zip(types, places, strict=True)]
+            made = [
+                Flat(ty, m.buffer, m.start, m.pitch) for ty, m in zip(types, places, strict=True)
+            ]
             self.inputs, self.outputs = made[: len(body.inputs)], made[len(body.inputs) :]
         else:
             self.inputs = [flat(i.type, f"x{k}") for k, i in enumerate(body.inputs)]

@@ -42,7 +42,7 @@ class Nest:
     """What all parts of one loop-nest kernel share."""
 
     def __init__(self, body: Graph, places: Sequence[Memory] = ()) -> None:
-        self.body = collapse(body)
+        self.body = collapse(body, rows=any(m.pitch for m in places))
         self.space: Space = loop_space(self.body)
         self.parameters = Parameters(self.body, places)
         self.axes = e.axes(*self.space.shape)

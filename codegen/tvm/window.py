@@ -15,7 +15,7 @@ from tvm import tirx
 
 from plait.codegen.conv_tiles import WindowShape, WindowTile, window_tiles
 from plait.codegen.schedule import Schedule
-from plait.codegen.target import Candidate, Template
+from plait.codegen.target import Candidate, Template, Within
 from plait.codegen.tiles import LANES
 from plait.codegen.tvm.access import source_input
 from plait.codegen.tvm.image import (
@@ -23,10 +23,11 @@ from plait.codegen.tvm.image import (
     ZERO,
     Ports,
     Windowed,
+    is_output,
     lanes_of,
     vectorized,
 )
-from plait.codegen.tvm.loops import Memory, loop, sequence
+from plait.codegen.tvm.loops import Memory, apart, loop, sequence
 from plait.codegen.tvm.scalars import const
 from plait.ir import expr as e
 from plait.ir import types as t
@@ -273,15 +274,12 @@ def pool_space(body: Graph, constant: tuple[bool, ...], threads: int) -> list[Ca
     return [] if windowed is None else _candidates("pool", windowed, threads, {})
 
 
-def build_depthwise(body: Graph, schedule: Schedule) -> Any:
-    """The PrimFunc of a depthwise convolution over flat buffers: inputs, then the output."""
-    return WindowNest(Windowed.of(body, "conv"), tile_of(schedule)).build()
+def build(body: Graph, schedule: Schedule, pitch: Sequence[int] = ()) -> Any:
+    """The PrimFunc of a depthwise convolution or a pool over flat buffers: inputs, then the
+    output."""
+    windowed = Windowed.of(body, "conv", "max_pool", "sum_pool")
+    return WindowNest(windowed, tile_of(schedule), apart(body, pitch) if pitch else ()).build()
 
 
-def build_pool(body: Graph, schedule: Schedule) -> Any:
-    """The PrimFunc of a pool over flat buffers: inputs, then the output."""
-    return WindowNest(Windowed.of(body, "max_pool", "sum_pool"), tile_of(schedule)).build()
-
-
-DEPTHWISE = Template("depthwise", depthwise_space, build_depthwise)
-POOL = Template("pool", pool_space, build_pool)
+DEPTHWISE = Template("depthwise", depthwise_space, build, within=Within(is_output, build))
+POOL = Template("pool", pool_space, build, within=Within(is_output, build))

@@ -8,18 +8,26 @@ channels is never split, so that a result depends neither on the tile nor on the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvm import tirx
 
 from plait.codegen.schedule import Schedule
-from plait.codegen.target import Candidate, Template
+from plait.codegen.target import Candidate, Template, Within
 from plait.codegen.tiles import LANES, ceil_div
 from plait.codegen.tvm.access import source_input
 from plait.codegen.tvm.conv import conv_shape
-from plait.codegen.tvm.image import UNROLLED, ZERO, Ports, Windowed, lanes_of, vectorized
-from plait.codegen.tvm.loops import Ahead, loop, sequence
+from plait.codegen.tvm.image import (
+    UNROLLED,
+    ZERO,
+    Ports,
+    Windowed,
+    is_output,
+    lanes_of,
+    vectorized,
+)
+from plait.codegen.tvm.loops import Ahead, Memory, apart, loop, sequence
 from plait.codegen.tvm.scalars import const
 from plait.codegen.winograd import (
     PAD,
@@ -98,8 +106,10 @@ def transformed(matrix: Any, read: Lane, put: Put) -> list[Stmt]:
 class WinogradNest:
     """Builds the PrimFunc of one convolution."""
 
-    def __init__(self, windowed: Windowed, tile: WinogradTile, threads: int) -> None:
-        self.ports, self.tile = Ports(windowed), tile
+    def __init__(
+        self, windowed: Windowed, tile: WinogradTile, threads: int, places: Sequence[Memory] = ()
+    ) -> None:
+        self.ports, self.tile = Ports(windowed, places), tile
         self.windowed, self.shape = windowed, conv_shape(windowed)
         self.window, self.inputs = self.shape.window, self.shape.inputs
         self.tiles = tile_count(self.shape, tile.m)
@@ -327,14 +337,15 @@ def space(body: Graph, constant: tuple[bool, ...], threads: int) -> list[Candida
     return [candidate(*found) for found in winograd_tiles(conv_shape(windowed), threads)]
 
 
-def build(body: Graph, schedule: Schedule) -> Any:
+def build(body: Graph, schedule: Schedule, pitch: Sequence[int] = ()) -> Any:
     """The PrimFunc of a convolution over flat buffers: inputs, then the output."""
     parts = schedule.number("parts")
     tile = WinogradTile(schedule.number("m"), schedule.number("mr"), schedule.number("nr"),
                         schedule.number("group"), schedule.number("block"),
                         "oc" if schedule.parameters["order"] == "oc" else "pos",
                         parts > 1)  # fmt: skip
-    return WinogradNest(Windowed.of(body, "conv"), tile, parts).build()
+    places = apart(body, pitch) if pitch else ()
+    return WinogradNest(Windowed.of(body, "conv"), tile, parts, places).build()
 
 
-WINOGRAD = Template("winograd", space, build, rivals="conv")
+WINOGRAD = Template("winograd", space, build, "conv", Within(is_output, build))

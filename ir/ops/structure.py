@@ -28,9 +28,11 @@ def _kernel_reference(c: Call, *arrays: Any) -> Any:
 
 register(
     Op("kernel", ("*x",), _kernel_infer, _kernel_reference,
-       attrs={"body": REQUIRED, "schedule": ""}, traits=frozenset({"kernel"}),
+       attrs={"body": REQUIRED, "schedule": "", "pitch": ()}, traits=frozenset({"kernel"}),
        doc="A subgraph compiled as one kernel. `body` is its meaning; `schedule` the text of its "
-       "template and tile sizes, empty before selection.")
+       "template and tile sizes, empty before selection. `pitch` gives for each operand, "
+       "then each result, how many elements its rows lie apart in memory: 0 for dense, nothing "
+       "where all are.")
 )  # fmt: skip
 
 

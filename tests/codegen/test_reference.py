@@ -12,6 +12,7 @@ from plait.codegen.reference import reference_target, run_lowered, run_planned, 
 from plait.codegen.target import Target
 from plait.codegen.triton.target import cuda_target
 from plait.fuzz.generate import Settings, generate, random_inputs
+from plait.fuzz.oracle import settled
 from plait.fuzz.samples import SAMPLES, Sample
 from plait.ir import types as t
 from plait.ir.agreement import compare
@@ -45,10 +46,11 @@ def check(graph: Graph, inputs: Any, target: Target) -> None:
     lowered, plan = lower(graph, target)
     want = interpret(graph, inputs)
     ways = run_lowered(lowered, inputs, target), run_planned(lowered, plan, inputs, target)
+    judged = settled(graph, inputs)
     for got in ways:
-        for mine, other in zip(got, want, strict=True):
+        for mine, other, fair in zip(got, want, judged, strict=True):
             outcome = compare(mine, other)
-            assert outcome.agrees, f"{outcome.reason}\n{lowered}"
+            assert outcome.agrees or not fair, f"{outcome.reason}\n{lowered}"
 
 
 @pytest.mark.parametrize("sample", [s for s in SAMPLES if s.op != "aten"], ids=str)

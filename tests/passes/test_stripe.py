@@ -25,7 +25,7 @@ def kernel(b: Builder, op: str, *operands: Value, name: str = "k") -> Value:
     inner = Builder(name)
     y = inner.emit(op, *(inner.input(v.type) for v in operands))
     body = inner.finish([y])
-    attrs = Attrs(body=body, schedule="any")
+    attrs = Attrs(body=body, schedule="any", pitch=())
     (made,) = b.add(Node("kernel", tuple(v.id for v in operands), attrs, body.output_types))
     return made
 

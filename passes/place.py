@@ -1,0 +1,325 @@
+"""Parts inside wholes: concats and slices that are places in memory, not copies.
+
+A kernel that joins tensors copies them.  Where their producers can write straight into the joined
+tensor the copy goes: the graph then holds a `concat` outside of kernels, which is no step, and the
+memory planner gives its operands places inside its result.  A slice that is a run of its operand's
+memory is a view of it in the same way.
+
+A part that lies there in one piece needs nothing of its kernels.  One whose rows lie apart, as
+channels of a wider image do, asks them to read and write at that distance: their attribute `pitch`
+says so.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from plait.ir.builder import Builder, Value
+from plait.ir.dims import Dim, is_static
+from plait.ir.graph import Attrs, Graph, Node
+from plait.ir.layout import is_view, pitched, slice_offset, strides
+from plait.ir.types import TensorType
+from plait.passes.context import Context, Target
+from plait.passes.fuse import VIEWS, anchors
+from plait.passes.pipeline import Pass, register_pass
+from plait.passes.rewrite import eliminate_dead
+
+LINE = 64  # bytes: parts in one piece begin on lines, which two threads then never share
+VECTOR = 32  # bytes: rows that lie apart begin on vectors
+COPYING = "loops"  # the schedule of kernels that copy
+COPY = 64 * 1024  # bytes that are read and written in the time that starting a kernel takes
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A concat that a kernel stores: node `at` of the body of node `kernel`, all of inputs.
+
+    value: its result in the graph.  rest: what else the kernel computes, from it; None if nothing.
+    """
+
+    kernel: int
+    at: int
+    value: int
+    operands: tuple[int, ...]
+    rest: Graph | None
+
+
+def wholes(graph: Graph) -> list[Whole]:
+    """The concats that kernels without anchors store, those of most bytes first."""
+    found = [w for k in range(len(graph.nodes)) if (w := _whole_of(graph, k)) is not None]
+    return sorted(found, key=lambda w: (-_nbytes(graph.types[w.value]), -w.kernel))
+
+
+def _whole_of(graph: Graph, k: int) -> Whole | None:
+    node = graph.nodes[k]
+    if node.op != "kernel" or anchors(body := node.attrs["body"]):
+        return None
+    for at, inner in enumerate(body.nodes):
+        made = body.first_result[at]
+        if inner.op != "concat" or body.outputs.count(made) != 1:
+            continue
+        types = [body.types[v] for v in (*inner.operands, made)]
+        sound = all(is_static(ty.shape) and 0 not in ty.shape for ty in types)
+        if sound and all(v < len(body.inputs) for v in inner.operands):
+            value = graph.first_result[k] + body.outputs.index(made)
+            operands = tuple(node.operands[v] for v in inner.operands)
+            return Whole(k, at, value, operands, _without(body, at))
+    return None
+
+
+def _without(body: Graph, at: int) -> Graph | None:
+    """The body with the result of node `at` as an input after its own, and no output."""
+    made = body.first_result[at]
+    b = Builder(body.name)
+    env = {v: b.input(given.type, given.name) for v, given in enumerate(body.inputs)}
+    env[made] = b.input(body.types[made])
+    for k, node in enumerate(body.nodes):
+        if k != at:
+            results = b.add(node.with_operands(env[v].id for v in node.operands))
+            env.update(zip(body.results(k), results, strict=True))
+    kept = [env[v] for v in body.outputs if v != made]
+    return b.finish(kept) if kept else None
+
+
+def _nbytes(type: TensorType) -> int:
+    return math.prod(type.static("placing")) * type.dtype.itemsize
+
+
+class Placer:
+    """Decides which values lie inside others.
+
+    homes: the whole of each part, by the value whose memory the part is.  pitch: of the values
+    whose rows lie apart, the distance.  parts: of each whole that is left to the planner, which of
+    its operands lie in it; the others are copied there.
+    """
+
+    def __init__(self, graph: Graph, target: Target) -> None:
+        self.graph, self.target = graph, target
+        self.homes: dict[int, int] = {}
+        self.pitch: dict[int, int] = {}
+        self.parts: dict[int, tuple[bool, ...]] = {}
+        self.outputs = {self.root(v) for v in graph.outputs}
+        self.wholes = {w.kernel: w for w in wholes(graph)}
+        for whole in self.wholes.values():
+            self._decide(whole)
+        self.slices = {k for k in range(len(graph.nodes)) if self._is_run(k)}
+
+    def root(self, v: int) -> int:
+        """The value whose memory a view is."""
+        made = self.graph.producer(v)
+        while made is not None and made.op in VIEWS:
+            if not is_view(made, self.graph.types[made.operands[0]]):
+                break
+            v = made.operands[0]
+            made = self.graph.producer(v)
+        return v
+
+    def _decide(self, whole: Whole) -> None:
+        """Leave a concat to the planner if enough of it needs no copy."""
+        homes: dict[int, int] = {}
+        pitch: dict[int, int] = {}
+        type = self.graph.types[whole.value]
+        axis: int = self.graph.nodes[whole.kernel].attrs["body"].nodes[whole.at].attrs["axis"]
+        own = pitched(type, self.pitch.get(whole.value, 0))
+        at: Dim = 0
+        parts: list[bool] = []
+        for v in whole.operands:
+            first = at * own[axis] * type.dtype.itemsize
+            assert isinstance(first, int)
+            distance = None if self.root(v) in homes else self._fits(v, whole, axis, own, first)
+            parts.append(distance is not None)
+            if distance is not None:
+                homes[self.root(v)] = whole.value
+            elif not self._copies(v, whole, axis, own):
+                return
+            if distance:
+                pitch[v] = distance
+            at = at + self.graph.types[v].shape[axis]
+        if self._pays(whole, parts) and self._readable(whole):
+            self.homes |= homes
+            self.pitch |= pitch
+            self.parts[whole.value] = tuple(parts)
+
+    def _pays(self, whole: Whole, parts: list[bool]) -> bool:
+        """Whether what need not move outweighs what is copied, and the kernels for that."""
+        sizes = [_nbytes(self.graph.types[v]) for v in whole.operands]
+        saved = sum(n for n, lies in zip(sizes, parts, strict=True) if lies)
+        return saved >= max(sum(sizes) - saved, COPY * parts.count(False), 1)
+
+    def _copies(self, v: int, whole: Whole, axis: int, own: tuple[Dim, ...]) -> bool:
+        """Whether a kernel can copy an operand to its place."""
+        body = copying(self.graph.types[v], self.graph.types[whole.value])
+        (made,) = body.output_types
+        if _same_steps(made, strides(made), own):
+            return v not in self.pitch
+        reads = v not in self.pitch or self.target.within(body, COPYING, 0)
+        return axis == made.order[-1] and reads and self.target.within(body, COPYING, 1)
+
+    def _readable(self, whole: Whole) -> bool:
+        """Whether the rest of a kernel can read the whole where it lies."""
+        if whole.rest is None or whole.value not in self.pitch:
+            return True
+        schedule = self.graph.nodes[whole.kernel].attrs["schedule"]
+        return self.target.within(whole.rest, schedule, len(whole.rest.inputs) - 1)
+
+    def _fits(
+        self, v: int, whole: Whole, axis: int, own: tuple[Dim, ...], first: int
+    ) -> int | None:
+        """How far the rows of a part lie apart, 0 for a part in one piece; None: it is copied.
+
+        `own` are the strides of the whole, `first` is the byte of it where the part begins.
+        """
+        type, root = self.graph.types[v], self.root(v)
+        made = self.graph.producer(root)
+        if made is None or made.op != "kernel" or root in self.homes or root in self.outputs:
+            return None
+        if type.order != self.graph.types[whole.value].order:
+            return None
+        if _same_steps(type, strides(type), own):
+            return 0 if first % LINE == 0 else None
+        inner = type.order[-1]
+        width = type.static("placing")[inner] * type.dtype.itemsize
+        if root != v or axis != inner or width % VECTOR or first % VECTOR:
+            return None
+        outer = self.graph.types[whole.value].static("placing")[inner]
+        distance = self.pitch.get(whole.value, outer)
+        return distance if self._reachable(v, whole) else None
+
+    def _reachable(self, v: int, whole: Whole) -> bool:
+        """Whether all kernels that touch a part can do so where its rows lie apart."""
+        graph = self.graph
+        made = graph.producers[v]
+        assert made is not None
+        if not self._within(made[0], len(graph.nodes[made[0]].operands) + made[1]):
+            return False
+        for k in graph.users[v]:
+            node = graph.nodes[k]
+            if node.op != "kernel":
+                return False
+            for number in (n for n, o in enumerate(node.operands) if o == v):
+                readers = node.attrs["body"].users[number]
+                if k == whole.kernel and readers == (whole.at,):
+                    continue
+                if k in self.wholes or not self._within(k, number):
+                    return False
+        return True
+
+    def _within(self, k: int, number: int) -> bool:
+        attrs = self.graph.nodes[k].attrs
+        return self.target.within(attrs["body"], attrs["schedule"], number)
+
+    def _is_run(self, k: int) -> bool:
+        """Whether a kernel copies a run of its operand's memory, and nobody insists on the copy."""
+        node = self.graph.nodes[k]
+        body: Graph | None = node.attrs["body"] if node.op == "kernel" else None
+        if body is None or len(body.nodes) != 1 or body.nodes[0].op != "slice":
+            return False
+        first = slice_offset(body.nodes[0], body.types[0])
+        (v,), (source,) = self.graph.results(k), node.operands
+        asked = v in self.homes or v in self.outputs
+        apart = self.root(source) in self.pitch or v in self.pitch
+        size = node.types[0].dtype.itemsize
+        return first is not None and first * size % LINE == 0 and not asked and not apart
+
+
+def copying(type: TensorType, whole: TensorType) -> Graph:
+    """The body of a kernel that copies a tensor into the order of a whole."""
+    b = Builder("copy")
+    return b.finish([b.emit("relayout", b.input(type), layout=whole.layout)])
+
+
+def _same_steps(type: TensorType, a: tuple[Dim, ...], b: tuple[Dim, ...]) -> bool:
+    return all(n == 1 or x == y for n, x, y in zip(type.shape, a, b, strict=True))
+
+
+class Rebuilder:
+    """Builds the graph that a `Placer` has decided on."""
+
+    def __init__(self, placer: Placer) -> None:
+        self.placer, self.graph, self.target = placer, placer.graph, placer.target
+        self.b = Builder(self.graph.name)
+        self.env: dict[int, Value] = {}
+
+    def run(self) -> Graph:
+        for k, given in enumerate(self.graph.inputs):
+            self.env[k] = self.b.input(given.type, given.name)
+        for k, node in enumerate(self.graph.nodes):
+            with self.b.at(node.loc):
+                self._visit(k, node)
+        return eliminate_dead(self.b.finish(self.env[v] for v in self.graph.outputs))
+
+    def _visit(self, k: int, node: Node) -> None:
+        whole = self.placer.wholes.get(k)
+        if whole is not None and whole.value in self.placer.parts:
+            self._join(whole)
+            return
+        operands = tuple(self.env[v].id for v in node.operands)
+        if k in self.placer.slices:
+            (inner,) = node.attrs["body"].nodes
+            made = self.b.add(inner.with_operands(operands))
+        elif node.op == "kernel":
+            values = (*node.operands, *self.graph.results(k))
+            pitch = self._pitches(values)
+            made = self.b.add(node.with_attrs(pitch=pitch).with_operands(operands))
+        else:
+            made = self.b.add(node.with_operands(operands))
+        self.env.update(zip(self.graph.results(k), made, strict=True))
+
+    def _pitches(self, values: tuple[int, ...]) -> tuple[int, ...]:
+        found = tuple(self.placer.pitch.get(v, 0) for v in values)
+        return found if any(found) else ()
+
+    def _join(self, whole: Whole) -> None:
+        """The concat, copies of what does not lie in it, and what else its kernel computes."""
+        node, type = self.graph.nodes[whole.kernel], self.graph.types[whole.value]
+        inner = node.attrs["body"].nodes[whole.at]
+        own = self.placer.pitch.get(whole.value, 0)
+        placed = self.placer.parts[whole.value]
+        parts = [
+            self.env[v].id if lies else self._copy(v, type, own)
+            for v, lies in zip(whole.operands, placed, strict=True)
+        ]
+        (self.env[whole.value],) = self.b.add(inner.with_operands(parts))
+        if whole.rest is None:
+            return
+        values = (*node.operands, whole.value)
+        results = [v for v in self.graph.results(whole.kernel) if v != whole.value]
+        made = self._kernel(whole.rest, [self.env[v] for v in values],
+                            self._pitches((*values, *results)))  # fmt: skip
+        self.env.update(zip(results, made, strict=True))
+
+    def _copy(self, v: int, type: TensorType, own: int) -> int:
+        """A kernel that copies a value to where a whole of this type has it."""
+        body = copying(self.graph.types[v], type)
+        (made,) = body.output_types
+        apart = not _same_steps(made, strides(made), pitched(type, own))
+        distance = own or type.static("placing")[type.order[-1]]
+        pitch = (self.placer.pitch.get(v, 0), distance if apart else 0)
+        (copied,) = self._kernel(body, [self.env[v]], pitch if any(pitch) else ())
+        return copied.id
+
+    def _kernel(
+        self, body: Graph, operands: list[Value], pitch: tuple[int, ...]
+    ) -> tuple[Value, ...]:
+        chosen = self.target.select(body, (False,) * len(operands))
+        attrs = Attrs(body=body, schedule=chosen.schedule, pitch=pitch)
+        return self.b.add(Node("kernel", tuple(v.id for v in operands), attrs, body.output_types))
+
+
+@register_pass
+@dataclass(frozen=True)
+class Place(Pass):
+    """Leave concats and slices to the memory planner where no copy is needed.
+
+    Requires stage `selected`; leaves stage `placed`.
+    """
+
+    name = "place"
+    leaves = "placed"
+
+    def apply(self, graph: Graph, context: Context) -> Graph:
+        placer = Placer(graph, context.require_target(self.name))
+        if not placer.parts and not placer.slices:
+            return graph
+        return Rebuilder(placer).run()
