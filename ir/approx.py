@@ -71,6 +71,19 @@ def exp(x: Expr) -> Expr:
     return fma(fma(_horner(r, _EXP), r, 1.0), r, 1.0) * low * high
 
 
+def decay(x: Expr) -> Expr:
+    """e**x for x <= 0: exactly `exp` where that is at least 2**-126, else 0 or at most 2**-126.
+
+    Less work: one bound instead of two, and one power of two.
+    """
+    held = select(x < -88.0, lit(-88.0, t.f32), x)
+    bias = _ROUND + 127.0
+    rounded = fma(held, _LOG2E, bias)
+    r = _rest(held, rounded - bias)
+    power = (rounded.bitcast(t.i32) << 23).bitcast(t.f32)
+    return fma(fma(_horner(r, _EXP), r, 1.0), r, 1.0) * power
+
+
 def expm1(x: Expr) -> Expr:
     """e**x - 1 within 1.58 ULP: 2**n (e**r - 1) + (2**n - 1), as in `exp`."""
     r, power = _split_exp(_clamp(x, -18.0, 89.0))
@@ -191,9 +204,12 @@ def _split_exp(x: Expr) -> tuple[Expr, Expr]:
     """r and n + 254 (int, unused bits above) of x = n ln 2 + r, |r| <= ln(2)/2."""
     bias = _ROUND + 254.0
     rounded = fma(x, _LOG2E, bias)
-    n = rounded - bias
-    r = fma(n, -_LN2_LO, fma(n, -_LN2_HI, x))
-    return r, rounded.bitcast(t.i32)
+    return _rest(x, rounded - bias), rounded.bitcast(t.i32)
+
+
+def _rest(x: Expr, n: Expr) -> Expr:
+    """x - n ln 2."""
+    return fma(n, -_LN2_LO, fma(n, -_LN2_HI, x))
 
 
 def _power_of_two(biased: Expr) -> tuple[Expr, Expr]:

@@ -65,6 +65,9 @@ class Value:
     def __truediv__(self, other: Value | float | int) -> Value:
         return self._with("div", other)
 
+    def __rtruediv__(self, other: float | int) -> Value:
+        return self._with("div", other, swap=True)
+
     def __neg__(self) -> Value:
         return self.builder.emit("neg", self)
 

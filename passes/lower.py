@@ -39,6 +39,18 @@ class Decompose(Pass):
         return graph
 
 
+def _below_maximum(graph: Graph, node: Node) -> bool:
+    """Whether a node's operand is x less its maximum along some dimensions: never above 0."""
+    less = graph.producer(node.operands[0])
+    if less is None or less.op != "sub":
+        return False
+    x, highest = less.operands
+    made = graph.producer(highest)
+    if made is None or made.op != "reduce_max":
+        return False
+    return made.operands[0] == x and bool(made.attrs["keepdims"])
+
+
 @register_pass
 @dataclass(frozen=True)
 class LegalizeMath(Pass):
@@ -52,7 +64,8 @@ class LegalizeMath(Pass):
         def visit(b: Builder, node: Node, operands: tuple[Value, ...]) -> Replacement:
             if node.op not in approximates or node.attrs.get("approx") != "":
                 return None
-            chosen = node.with_operands(v.id for v in operands).with_attrs(approx="poly")
+            form = "decay" if node.op == "exp" and _below_maximum(graph, node) else "poly"
+            chosen = node.with_operands(v.id for v in operands).with_attrs(approx=form)
             return b.add(chosen)
 
         return transform(graph, visit)

@@ -200,6 +200,13 @@ def combine(kind: str, dtype: t.DType, a: PrimExpr, b: PrimExpr) -> PrimExpr:
     return FUNCTIONS[name](dtype, a, b)
 
 
+def prefetch(buffer: Any, at: PrimExpr) -> Stmt:
+    """Ask for the line of an element, to be read soon."""
+    read, in_l2, data = (const(n, "int32") for n in (0, 2, 1))
+    line = tirx.address_of(buffer[at])
+    return tirx.Evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", line, read, in_l2, data))
+
+
 @dataclass(frozen=True)
 class Ahead:
     """Asks for the next block of weights while one is in use.
@@ -232,8 +239,4 @@ class Ahead:
 
     def ask(self, block: PrimExpr, part: PrimExpr, step: PrimExpr) -> Stmt:
         """Ask for the line of an element."""
-        line = tirx.address_of(self.buffer[self.at(block, part, step)])
-        read, in_l2, data = (const(n, "int32") for n in (0, 2, 1))
-        return tirx.Evaluate(
-            tirx.call_llvm_intrin("void", "llvm.prefetch", line, read, in_l2, data)
-        )
+        return prefetch(self.buffer, self.at(block, part, step))

@@ -9,13 +9,16 @@ from typing import Any
 
 from tvm import tirx
 
+from plait.codegen.tiles import ceil_div
 from plait.codegen.tvm.loops import (
     LANES,
     PARALLEL_WORK,
     Flat,
+    arranged,
     combine,
     fill,
     loop,
+    prefetch,
     put,
     sequence,
     unflatten,
@@ -30,6 +33,8 @@ PrimExpr = Any
 Stmt = Any
 UNROLL = 4  # vectors of partial results: enough to hide the latency of an addition
 MAX_ROW_BYTES = 256 * 1024
+LINE_BYTES = 64
+AHEAD = 512  # elements: what is asked for so far ahead arrives in time
 
 
 @dataclass(frozen=True)
@@ -58,22 +63,34 @@ class Total:
         """Lanes to one number, in a fixed order."""
         stmts: list[Stmt] = []
         half = UNROLL * LANES // 2
-        while half >= LANES:
-            stmts += vectors(half // LANES, self._halver(half))
+        while half:
+            width = min(half, LANES)
+            stmts += [self._halve(half, at, width) for at in range(0, half, width)]
             half //= 2
-        last = loop(LANES, lambda v: self.take(self.total, const(0, "int32"), self.lanes[v]),
-                    tirx.ForKind.UNROLLED, "lane")  # fmt: skip
-        return [*stmts, last]
+        zero = const(0, "int32")
+        return [*stmts, self.take(self.total, zero, self.lanes[zero])]
 
-    def _halver(self, half: int) -> Callable[[int, PrimExpr], Stmt]:
-        return lambda u, v: self.take(self.lanes, u * LANES + v, self.lanes[half + u * LANES + v])
+    def _halve(self, half: int, start: int, width: int) -> Stmt:
+        """Take `width` lanes of the upper half from `start` on into those of the lower half."""
+
+        def lane(v: PrimExpr) -> Stmt:
+            return self.take(self.lanes, start + v, self.lanes[half + start + v])
+
+        return loop(width, lane, tirx.ForKind.VECTORIZED if width > 1 else None, "v")
 
 
 class Rows(Phases):
-    """One row of a nest that reduces its innermost dimension."""
+    """One row of a nest that reduces its innermost dimension.
 
-    def __init__(self, nest: Nest, row: dict[int, PrimExpr], length: int) -> None:
+    ahead: the row to ask for meanwhile, if any.
+    """
+
+    def __init__(
+        self, nest: Nest, row: dict[int, PrimExpr], length: int,
+        ahead: dict[int, PrimExpr] | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(nest, row)
+        self.ahead = ahead or {}
         self.inner = nest.space.shape[self.reduced[-1]]
         self.outer = [nest.space.shape[d] for d in self.reduced[:-1]]
         self.length = length
@@ -93,9 +110,11 @@ class Rows(Phases):
         self,
         wide: Callable[[list[PrimExpr], PrimExpr, PrimExpr], Stmt],
         narrow: Callable[[list[PrimExpr], PrimExpr], Stmt],
+        asking: bool = False,
     ) -> Stmt:
         """Statements for every element: `wide(outer, at, slot)` inside a vector loop, where slot
-        numbers the accumulator, and `narrow(outer, at)` for the rest."""
+        numbers the accumulator, and `narrow(outer, at)` for the rest.  With `asking`, the row
+        ahead is asked for, line by line."""
         step = UNROLL * LANES
         blocks, rest = divmod(self.inner, step)
         count, tail = divmod(rest, LANES)
@@ -108,7 +127,9 @@ class Rows(Phases):
 
             parts: list[Stmt] = []
             if blocks:
-                parts.append(loop(blocks, lambda j: sequence(block(j * step, UNROLL)), None, "j"))
+                asked = self._ask if asking else lambda outer, base: list[Stmt]()
+                parts.append(loop(blocks, lambda j: sequence(
+                    [*asked(outer, j * step), *block(j * step, UNROLL)]), None, "j"))  # fmt: skip
             parts += block(blocks * step, count)
             if tail:
                 base = self.inner - tail
@@ -117,10 +138,52 @@ class Rows(Phases):
 
         return loop(math.prod(self.outer), inside, None, "o")
 
+    def _ask(self, outer: list[PrimExpr], base: PrimExpr) -> list[Stmt]:
+        """Ask for what a block of vectors from `base` is in the row ahead."""
+        stmts: list[Stmt] = []
+        for f in self.n.parameters.inputs:
+            if f.type.shape == self.n.space.shape and f.steps[self.reduced[-1]] == 1:
+                line = LINE_BYTES // f.type.dtype.itemsize
+                for at in range(0, UNROLL * LANES, line):
+                    point = arranged([*self.ahead, *self.reduced],
+                                     [*self.ahead.values(), *outer, base + at])  # fmt: skip
+                    stmts.append(prefetch(f.buffer, f.at(point)))
+        return stmts
+
+    def _lent(self, level: int, kept: Sequence[int]) -> dict[int, Flat]:
+        """Values to keep in the memory of the result until that is known.
+
+        It may be an operand's memory too, so all operands must have been read by then.
+        """
+        body = self.n.body
+        if len(kept) != 1 or len(body.outputs) != 1:
+            return {}
+        (v,), (out,), (f,) = kept, body.outputs, self.n.parameters.outputs
+        fits = out != v and body.types[v].with_layout(None) == body.types[out].with_layout(None)
+        inputs = range(len(body.inputs))
+        read = any(self._read_since(level, i, v) for i in inputs if self.n.is_full(i))
+        return {v: f} if fits and not read else {}
+
+    def _read_since(self, level: int, v: int, kept: int) -> bool:
+        """Whether a value is read from the phase of this level on, but for what makes `kept`."""
+        body = self.n.body
+        if v == kept:
+            return False
+        if v in body.outputs:
+            return True
+        for u in body.users[v]:
+            for r in body.results(u):
+                reduced = body.nodes[u].op.startswith("reduce_")
+                if self.n.levels[r] >= level if reduced else self._read_since(level, r, kept):
+                    return True
+        return False
+
     def reduce(self, level: int) -> list[Stmt]:
         body = self.n.body
         kept = [v for v in self.worth_keeping(level - 1) if self._row_bytes(v) <= MAX_ROW_BYTES]
-        early = {
+        lent = self._lent(level, kept)
+        kept = [v for v in kept if v not in lent]
+        early = lent | {
             v: f for v, f in self.outputs(full=True)
             if self.n.levels[v] == level - 1 and body.users[v] and v not in kept
         }  # fmt: skip
@@ -146,7 +209,7 @@ class Rows(Phases):
             taken = [a.take(a.total, zero, x) for a, x in zip(totals.values(), read, strict=True)]
             return sequence([*shared(outer, at), *taken])
 
-        loops = self.over_row(wide, narrow)
+        loops = self.over_row(wide, narrow, bool(self.ahead) and 1 < level == self.n.depth)
         for v in kept:
             self.n.keep(v, self._row_reader(spaces[v]))
         for v, f in early.items():
@@ -221,7 +284,9 @@ def rows(nest: Nest, span: Span | None = None) -> list[Stmt]:
     busy = count >= 2 and count * length * nest.cost >= PARALLEL_WORK
 
     def row(r: PrimExpr) -> Stmt:
-        return Rows(nest, dict(zip(kept, unflatten(r, extents), strict=True)), length).build()
+        later = tirx.min(r + ceil_div(AHEAD, max(1, length)), count - 1)
+        here, ahead = (dict(zip(kept, unflatten(k, extents), strict=True)) for k in (r, later))
+        return Rows(nest, here, length, ahead).build()
 
     if span is not None:
         return [loop(span.count, lambda r: row(span.first + r), None, "row")]

@@ -99,8 +99,11 @@ def _fn(name: str) -> tuple[ScalarRule, Callable[..., Any]]:
     """Scalar rule and reference of a function of the scalar table."""
 
     def scalar(c: Call, *xs: Expr) -> Expr:
-        if c.attrs.get("approx") == "poly" and xs[0].dtype == t.f32 and name in approx.TABLE:
+        chosen = c.attrs.get("approx")
+        if chosen == "poly" and xs[0].dtype == t.f32 and name in approx.TABLE:
             return approx.TABLE[name](*xs)
+        if chosen == "decay" and xs[0].dtype == t.f32 and name == "exp":
+            return approx.decay(*xs)
         return e.apply(name, *xs)
 
     return scalar, lambda c, *xs: FUNCTIONS[name](*xs)

@@ -42,7 +42,9 @@ def _softmax_decompose(b: Builder, c: Call, x: Value) -> Value:
     shifted = x - reduce(b, "max", x, (c.axis,), keepdims=True)
     powers = b.emit("exp", shifted)
     total = reduce(b, "sum", powers, (c.axis,), keepdims=True)
-    return shifted - b.emit("log", total) if c.op.name == "log_softmax" else powers / total
+    if c.op.name == "log_softmax":
+        return shifted - b.emit("log", total)
+    return powers * (1.0 / total)  # the total is at least 1, and a division for each row is few
 
 
 for _name, _doc in (

@@ -283,6 +283,21 @@ def test_special_values() -> None:
             np.testing.assert_array_equal(got, want.reshape(-1), f"{name}, output {k}")
 
 
+def test_extremes_keep_nan_wherever_it_stands() -> None:
+    """In any vector, lane or rest of a row, on either side of a maximum of two."""
+
+    def both(b: Builder, x: Value, y: Value) -> list[Value]:
+        return [b.emit(name, p, q) for name in ("max", "min") for p, q in ((x, y), (y, x))]
+
+    x = np.where(np.eye(43, dtype=bool), np.float32(NAN), np.float32(-INF))
+    bodies = {"rows": build(_extremes, (43, 43)), "two": build(both, (43, 43), (43, 43))}
+    made = Compiled(bodies)
+    for found in made.run("rows", [x])[2:]:
+        assert np.isnan(found).all()
+    for found in made.run("two", [x, np.ones_like(x)]):
+        np.testing.assert_array_equal(np.isnan(found.reshape(43, 43)), np.isnan(x))
+
+
 def levels(make: Make, *shapes: tuple[int, ...]) -> Nest:
     return Nest(build(make, *shapes))
 
@@ -302,6 +317,13 @@ def test_costly_values_are_kept_between_phases() -> None:
     assert kept == ["exp"]
     plain = levels(norm, (4, 27))
     assert Rows(plain, {0: 0}, 27).worth_keeping(1) == []
+
+
+def test_the_result_lends_its_memory() -> None:
+    """Unless an operand, which may lie there too, is read once more afterwards."""
+    assert "kept" not in build_nest(build(softmax, (4, 27))).script()
+    again = build_nest(build(lambda b, x: softmax(b, x) + x, (4, 27)))
+    assert "kept" in again.script()
 
 
 def test_numbers_of_a_row_are_stored_once() -> None:

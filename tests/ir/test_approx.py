@@ -61,6 +61,18 @@ def test_error_stays_below_the_bound(name: str) -> None:
     assert errors[worst] <= approx.ULP[name], f"{name}({x[worst]!r})"
 
 
+def test_decay_is_exp_but_for_the_least_results() -> None:
+    """So that the bound of `exp` is its own."""
+    x = -np.abs(dense())
+    got = evaluate_scalar(approx.decay(Load(0, (), t.f32)), (x,))
+    want = by_numpy("exp", x)
+    normal = ~(want < 2.0**-126)
+    np.testing.assert_array_equal(got[normal], want[normal])
+    assert np.isnan(got[np.isnan(x)]).all() and np.isnan(x).any()
+    assert (got[~normal] >= 0).all() and (got[~normal] <= 2.0**-126).all()
+    np.testing.assert_array_equal(got[x < -88], 0)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_special_values(name: str) -> None:
     got, want = by_numpy(name, POINTS), np.array(SPECIAL[name], np.float32)

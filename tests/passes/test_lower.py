@@ -8,6 +8,7 @@ import pytest
 
 from plait.fuzz.samples import SAMPLES, Sample
 from plait.ir import op as ops
+from plait.ir.builder import Builder, Value
 from plait.passes.context import Context
 from plait.passes.pipeline import parse_pipeline
 from tests.passes.graphs import TARGET, build, ops_of, random_graphs, run, same_meaning
@@ -45,6 +46,26 @@ def test_polynomials_of_the_slow_functions_alone() -> None:
     assert chosen == {"exp": "poly", "log": "", "tanh": "poly", "neg": None}
     same_meaning(graph, after)
     assert run("legalize-math", after) == after
+
+
+@pytest.mark.parametrize("op", ["softmax", "log_softmax"])
+def test_powers_below_a_maximum_take_the_cheaper_form(op: str) -> None:
+    graph = run("decompose", build(lambda b, x: b.emit(op, x, axis=1), (3, 4)))
+    after = run("legalize-math", graph)
+    assert [n.attrs["approx"] for n in after.nodes if n.op == "exp"] == ["decay"]
+    same_meaning(graph, after)
+
+
+def test_powers_below_another_maximum_do_not() -> None:
+    """What is subtracted must be the maximum of the very same numbers, at their places."""
+
+    def other(b: Builder, x: Value, y: Value) -> list[Value]:
+        highest = b.emit("reduce_max", y, axes=(1,), keepdims=True)
+        turned = b.emit("reduce_max", x, axes=(1,), keepdims=False)  # [3], along the other axis
+        return [b.emit("exp", d) for d in (x - highest, highest - x, x - turned)]
+
+    after = run("legalize-math", build(other, (3, 3), (3, 3)))
+    assert [n.attrs["approx"] for n in after.nodes if n.op == "exp"] == ["poly"] * 3
 
 
 def test_random_graphs_keep_their_meaning() -> None:
