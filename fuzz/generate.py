@@ -126,6 +126,8 @@ class _Generator:
 
     def from_sample(self, name: str) -> _Proposal | None:
         """The types and attributes of a sample, on existing values of these types if any."""
+        if not _samples(name):
+            return None
         sample = self.random.choice(_samples(name))
         operands: list[_Ref | TensorType] = []
         for ty in sample.types:
