@@ -176,7 +176,7 @@ graph @"a name" (%0 "x": float32[n, 2]{1, 0}, %1: bool[]) {
   %3, %4 = kernel(%0) {body = graph @b(%0: float32[n, 2]{1, 0}) {
     %1 = reverse(%0) {axes = [0]} : float32[n, 2]
     return %1, %0
-  }, pitch = [], schedule = "t=4 \\"q\\""} : float32[n, 2], float32[n, 2]{1, 0} loc("m.py:3 \\u00e9")
+  }, pitch=[], schedule = "t=4 \\"q\\""} : float32[n, 2], float32[n, 2]{1, 0} loc("m.py:3 \\u00e9")
   return %3, %4, %2, %2
 }
 """
