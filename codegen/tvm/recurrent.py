@@ -4,8 +4,8 @@ A step cuts the hidden units into chunks.  The gates of a chunk are products of 
 with panels of weights [chunk, panel, k, column]: a panel stays in the nearest cache while all rows
 of the batch pass over it, register tile by register tile.  Then the cell's formula gives the
 chunk's new state.  The hidden state is kept twice, read and written in turn.  Threads share the
-chunks of a step and meet at a barrier after it: each core then reads only its own part of the
-weights, which its cache may hold.
+chunks of a step and meet between steps: each core then reads only its own part of the weights,
+which its cache may hold.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from plait.codegen.tvm.blocks import ZERO, bounded, scratch, unrolled
 from plait.codegen.tvm.cells import CELLS, Unit
 from plait.codegen.tvm.generic import anchor_of
 from plait.codegen.tvm.loops import Parameters, along, loop, put, sequence, vectors
+from plait.codegen.tvm.meeting import Meeting
 from plait.codegen.tvm.scalars import const
 from plait.ir.graph import Graph
 from plait.passes.packing import GatePanels
@@ -35,7 +36,7 @@ Stmt = Any
 
 SHARED_STEP = 50_000  # multiply-adds of a step from which a barrier costs less than it saves
 MOST_VECTORS = 6  # of a panel: its weights come from L2, a vector a cycle
-KEPT_BYTES = 20 << 10  # a panel up to so large stays in L1 while tiles of rows pass over it
+KEPT_BYTES = 24 << 10  # a panel up to so large stays in L1 while tiles of rows pass over it
 L2_CYCLES = 0.5  # more for a vector of weights that comes from L2
 UPDATE_CYCLES = 50  # of the cell's formula for a vector of units
 
@@ -105,6 +106,8 @@ class Layer:
                         for k in range(1, self.cell.states)]  # fmt: skip
         self.gates = scratch(parts * self.batch * self.wide, "gates")
         self.own = [self.hidden, *self.carried, self.gates]
+        self.meeting = Meeting(parts)
+        self.own += [self.meeting.flags] if parts > 1 else []
         if packed:
             weights = source_input(body, self.node.operands[self.cell.weights])
             self.panels = self.parameters.inputs[weights].buffer
@@ -115,7 +118,9 @@ class Layer:
     def build(self) -> Any:
         steps = loop(self.steps, self.step, None, "step")
         if self.parts > 1:
-            steps = _attribute("pragma_parallel_launch_point", steps)
+            # Threads are started once, for all steps.
+            key = tvm.ir.StringImm("default"), "pragma_parallel_launch_point", const(1, "int32")
+            steps = sequence([self.meeting.open(), tirx.AttrStmt(*key, steps)])
         packing = [self.pack()] if self.panels in self.own else []
         return self.parameters.function([
             *map(tirx.AllocBuffer, self.own), *packing, self.start(), steps, self.finish(),
@@ -190,12 +195,12 @@ class Layer:
         def part(p: PrimExpr) -> Stmt:
             first = p * self.chunks // self.parts
             count = (p + 1) * self.chunks // self.parts - first
-            return loop(count, lambda c: chunk(first + c, p), None, "chunk")
+            chunks = loop(count, lambda c: chunk(first + c, p), None, "chunk")
+            return sequence([self.meeting.wait(number), chunks, self.meeting.arrive(p, number + 1)])
 
         if self.parts == 1:
             return loop(self.chunks, lambda c: chunk(c, const(0, "int32")), None, "chunk")
-        parts = loop(self.parts, part, tirx.ForKind.PARALLEL, "part")
-        return _attribute("pragma_parallel_barrier_when_finish", parts)
+        return loop(self.parts, part, tirx.ForKind.PARALLEL, "part")
 
 
 class Chunk:
@@ -296,10 +301,6 @@ class Chunk:
         return along(count, lambda u: out.store(
             [self.time, row, self.base + u],
             layer.hidden[self.new + place + u]))  # fmt: skip
-
-
-def _attribute(key: str, body: Stmt) -> Stmt:
-    return tirx.AttrStmt(tvm.ir.StringImm("default"), key, const(1, "int32"), body)
 
 
 RECURRENT = Template("recurrent", space, build)
