@@ -283,9 +283,9 @@ class Chunk:
             return sequence(made)
 
         panels = [panel(p) for p in range(layer.wide // layer.nr)]
-        lines = [partial(self.renew, phase) for phase in layer.cell.phases]
-        lines += [self.output] if 0 in layer.given else []
-        return sequence([*panels, *map(self.each_row, lines)])
+        phases = [self.each_row(partial(self.renew, phase)) for phase in layer.cell.phases]
+        outputs = [self.each_row(self.output)] if 0 in layer.given else []
+        return sequence([*panels, *phases, *outputs])
 
     def each_row(self, stmt: Callable[[PrimExpr], Stmt]) -> Stmt:
         return loop(self.rows, lambda i: stmt(self.first_row + i), None, "row")
