@@ -187,7 +187,7 @@ def test_small_states_keep_their_digits(op: str) -> None:
 
 @pytest.mark.parametrize("op", KINDS)
 def test_every_tile_gives_the_same_bits(op: str, tmp_path: Path) -> None:
-    graph, inputs = layer(3, 5, 64, op)  # so many that threads share them, in both ways
+    graph, inputs = layer(3, 5, 104, op)  # so many that threads share them, in both ways
     cache = KernelCache(tmp_path)
     (task,) = tune.tasks(graph, cpu_target())
     assert {"rows=3}", "rows=5}"} == {c.selection.schedule.split()[-1] for c in task.candidates}
