@@ -4,13 +4,15 @@ A step cuts the hidden units into chunks.  The gates of a chunk are products of 
 with panels of weights [chunk, panel, k, column]: a panel stays in the nearest cache while all rows
 of the batch pass over it, register tile by register tile.  Then the cell's formula gives the
 chunk's new state.  The hidden state is kept twice, read and written in turn.  Threads share the
-chunks of a step and meet at a barrier after it: each core then reads only its own part of the
-weights, which its cache may hold.
+chunks of a step and meet between steps: each core then reads only its own part of the weights,
+which its cache may hold.  Or each has rows of the batch for itself: all read all weights, but never
+meet; that is faster where a tile of those rows has work for as long as its weights take to arrive.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,12 +21,20 @@ from tvm import tirx
 
 from plait.codegen.schedule import Schedule
 from plait.codegen.target import Candidate, Template
-from plait.codegen.tiles import LANES, TILE_CYCLES, ceil_div, register_tiles, step_cycles
+from plait.codegen.tiles import (
+    FMA_LATENCY,
+    LANES,
+    TILE_CYCLES,
+    ceil_div,
+    register_tiles,
+    step_cycles,
+)
 from plait.codegen.tvm.access import Access, flat_reads, source_input
 from plait.codegen.tvm.blocks import ZERO, bounded, scratch, unrolled
 from plait.codegen.tvm.cells import CELLS, Unit
 from plait.codegen.tvm.generic import anchor_of
 from plait.codegen.tvm.loops import Parameters, along, loop, put, sequence, vectors
+from plait.codegen.tvm.meeting import Meeting
 from plait.codegen.tvm.scalars import const
 from plait.ir.graph import Graph
 from plait.passes.packing import GatePanels
@@ -35,9 +45,11 @@ Stmt = Any
 
 SHARED_STEP = 50_000  # multiply-adds of a step from which a barrier costs less than it saves
 MOST_VECTORS = 6  # of a panel: its weights come from L2, a vector a cycle
-KEPT_BYTES = 20 << 10  # a panel up to so large stays in L1 while tiles of rows pass over it
+KEPT_BYTES = 24 << 10  # a panel up to so large stays in L1 while tiles of rows pass over it
 L2_CYCLES = 0.5  # more for a vector of weights that comes from L2
 UPDATE_CYCLES = 50  # of the cell's formula for a vector of units
+ALL_BYTES = 2 << 20  # of weights that threads may each read wholly in every step
+MEETING_CYCLES = 4_000  # between steps, until all threads have come
 
 
 def space(body: Graph, constant: tuple[bool, ...], threads: int) -> list[Candidate]:
@@ -55,37 +67,52 @@ def space(body: Graph, constant: tuple[bool, ...], threads: int) -> list[Candida
     packed = w < len(body.inputs) and constant[w] and len(body.users[w]) == 1
     most = threads if batch * wide * units >= SHARED_STEP else 1
     found = []
-    for mr, nr in register_tiles(batch, min(wide, MOST_VECTORS * LANES)):
-        parts = min(most, ceil_div(units, GatePanels(cell.gates, nr).units))
-        schedule = Schedule.make("recurrent", mr=mr, nr=nr, packed=int(packed), parts=parts)
-        selection = Selection(str(schedule), {w: ("gates", nr)} if packed else {})
-        cycles = steps * _step_cycles(batch, units, cell.gates, mr, nr, parts)
-        found.append(Candidate(cycles, selection))
+    for rows in sorted({batch, ceil_div(batch, most)}):
+        for mr, nr in register_tiles(rows, min(wide, MOST_VECTORS * LANES)):
+            apart = rows < batch
+            if apart and (mr < rows or 4 * wide * units > ALL_BYTES):
+                continue
+            chunks = ceil_div(units, GatePanels(cell.gates, nr).units)
+            parts = ceil_div(batch, rows) if apart else min(most, chunks)
+            schedule = Schedule.make("recurrent", mr=mr, nr=nr, packed=int(packed), parts=parts,
+                                     rows=rows)  # fmt: skip
+            selection = Selection(str(schedule), {w: ("gates", nr)} if packed else {})
+            cycles = _step_cycles(batch, units, cell.gates, mr, nr, parts, apart)
+            found.append(Candidate(steps * cycles, selection))
     return sorted(found, key=lambda c: c.cycles)
 
 
-def _step_cycles(batch: int, units: int, gates: int, mr: int, nr: int, parts: int) -> float:
-    """Cycles of the busiest thread in a step."""
-    chunk = GatePanels(gates, nr).units
-    tiles = [mr] * (batch // mr) + ([batch % mr] if batch % mr else [])
+def _step_cycles(
+    batch: int, units: int, gates: int, mr: int, nr: int, parts: int, apart: bool
+) -> float:
+    """Cycles of the busiest thread in a step; `apart`: of all chunks, for a tile of its own."""
+    chunk, vectors = GatePanels(gates, nr).units, nr // LANES
+    rows = mr if apart else batch
+    tiles = [mr] * (rows // mr) + ([rows % mr] if rows % mr else [])
     kept = len(tiles) > 1 and 4 * units * nr <= KEPT_BYTES
-    far = 0 if kept else nr // LANES * L2_CYCLES
-    panel = sum(units * (step_cycles(rows, nr // LANES) + far) + TILE_CYCLES for rows in tiles)
-    update = batch * chunk // LANES * UPDATE_CYCLES
-    return ceil_div(ceil_div(units, chunk), parts) * (gates * chunk // nr * panel + update)
+    far = 0 if kept else vectors * L2_CYCLES
+    if apart:
+        # Multiply-adds beyond those that wait for each other hide the way of the weights.
+        far = max(0, far - max(0, mr * vectors / 2 - FMA_LATENCY))
+    panel = sum(units * (step_cycles(n, vectors) + far) + TILE_CYCLES for n in tiles)
+    update = rows * chunk // LANES * UPDATE_CYCLES
+    chunks = ceil_div(units, chunk)
+    busiest = chunks if apart else ceil_div(chunks, parts)
+    meeting = MEETING_CYCLES if parts > 1 and not apart else 0
+    return busiest * (gates * chunk // nr * panel + update) + meeting
 
 
 def build(body: Graph, schedule: Schedule) -> Any:
     """The PrimFunc over flat buffers: inputs, then the results that the body gives."""
-    numbers = (schedule.number(k) for k in ("mr", "nr", "packed", "parts"))
+    numbers = (schedule.number(k) for k in ("mr", "nr", "packed", "parts", "rows"))
     return Layer(body, *numbers).build()
 
 
 class Layer:
     """Builds the kernel of one body."""
 
-    def __init__(self, body: Graph, mr: int, nr: int, packed: int, parts: int) -> None:
-        self.body, self.mr, self.nr, self.parts = body, mr, nr, parts
+    def __init__(self, body: Graph, mr: int, nr: int, packed: int, parts: int, rows: int) -> None:
+        self.body, self.mr, self.nr, self.parts, self.rows = body, mr, nr, parts, rows
         anchor = anchor_of(body)
         self.node = body.nodes[anchor]
         self.cell = CELLS[self.node.op]
@@ -103,8 +130,10 @@ class Layer:
         self.hidden = scratch(2 * self.batch * self.padded, "hidden")
         self.carried = [scratch(self.batch * self.padded, f"state{k}")
                         for k in range(1, self.cell.states)]  # fmt: skip
-        self.gates = scratch(parts * self.batch * self.wide, "gates")
+        self.gates = scratch(parts * rows * self.wide, "gates")
         self.own = [self.hidden, *self.carried, self.gates]
+        self.meeting = Meeting(parts) if parts > 1 and rows == self.batch else None
+        self.own += [self.meeting.flags] if self.meeting else []
         if packed:
             weights = source_input(body, self.node.operands[self.cell.weights])
             self.panels = self.parameters.inputs[weights].buffer
@@ -113,9 +142,7 @@ class Layer:
             self.own.append(self.panels)
 
     def build(self) -> Any:
-        steps = loop(self.steps, self.step, None, "step")
-        if self.parts > 1:
-            steps = _attribute("pragma_parallel_launch_point", steps)
+        steps = self.together(self.meeting) if self.meeting else self.alone()
         packing = [self.pack()] if self.panels in self.own else []
         return self.parameters.function([
             *map(tirx.AllocBuffer, self.own), *packing, self.start(), steps, self.finish(),
@@ -172,57 +199,96 @@ class Layer:
 
         return loop(self.batch, row, None, "row")
 
-    # One step
+    # The steps
 
-    def step(self, number: PrimExpr) -> Stmt:
+    def alone(self) -> Stmt:
+        """Parts with rows of their own, each for all steps; or one part."""
+        whole, rest = divmod(self.batch, self.rows)
+
+        def part(p: PrimExpr) -> Stmt:
+            def made(rows: int) -> Stmt:
+                place = Place(p, p * self.rows, rows)
+                return loop(self.steps, lambda number: loop(
+                    self.chunks, lambda c: self.chunk_step(number, c, place), None, "chunk",
+                ), None, "step")  # fmt: skip
+
+            return (
+                tirx.IfThenElse(p < whole, made(self.rows), made(rest)) if rest else made(self.rows)
+            )
+
+        kind = tirx.ForKind.PARALLEL if self.parts > 1 else None
+        return loop(self.parts, part, kind, "part")
+
+    def together(self, meeting: Meeting) -> Stmt:
+        """Parts that share the chunks of a step and meet before the next."""
+
+        def part(number: PrimExpr, p: PrimExpr) -> Stmt:
+            first = p * self.chunks // self.parts
+            count = (p + 1) * self.chunks // self.parts - first
+            place = Place(p, const(0, "int32"), self.batch)
+            chunks = loop(count, lambda i: self.chunk_step(number, first + i, place), None, "chunk")
+            return sequence([meeting.wait(number), chunks, meeting.arrive(p, number + 1)])
+
+        steps = loop(self.steps, lambda number: loop(
+            self.parts, partial(part, number), tirx.ForKind.PARALLEL, "part"), None, "step",
+        )  # fmt: skip
+        # Threads are started once, for all steps.
+        key = tvm.ir.StringImm("default"), "pragma_parallel_launch_point", const(1, "int32")
+        return sequence([meeting.open(), tirx.AttrStmt(*key, steps)])
+
+    def chunk_step(self, number: PrimExpr, c: PrimExpr, place: Place) -> Stmt:
         time = self.steps - 1 - number if self.reverse else number
         size, whole = self.batch * self.padded, self.units // self.chunk
         old, new = number % 2 * size, (number + 1) % 2 * size
 
-        def chunk(c: PrimExpr, part: PrimExpr) -> Stmt:
-            def made(ragged: bool) -> Stmt:
-                return Chunk(self, time, old, new, c, part, ragged).build()
+        def made(ragged: bool) -> Stmt:
+            return Chunk(self, time, old, new, c, place, ragged).build()
 
-            if whole in (0, self.chunks):
-                return made(whole == 0)
-            return tirx.IfThenElse(c < whole, made(False), made(True))
+        if whole in (0, self.chunks):
+            return made(whole == 0)
+        return tirx.IfThenElse(c < whole, made(False), made(True))
 
-        def part(p: PrimExpr) -> Stmt:
-            first = p * self.chunks // self.parts
-            count = (p + 1) * self.chunks // self.parts - first
-            return loop(count, lambda c: chunk(first + c, p), None, "chunk")
 
-        if self.parts == 1:
-            return loop(self.chunks, lambda c: chunk(c, const(0, "int32")), None, "chunk")
-        parts = loop(self.parts, part, tirx.ForKind.PARALLEL, "part")
-        return _attribute("pragma_parallel_barrier_when_finish", parts)
+@dataclass(frozen=True)
+class Place:
+    """What a part of a step works on: `rows` rows of the batch from `first`."""
+
+    part: PrimExpr
+    first: PrimExpr
+    rows: int
 
 
 class Chunk:
-    """One step of a chunk of units for all rows of the batch."""
+    """One step of a chunk of units for the rows of a part."""
 
     def __init__(self, layer: Layer, time: PrimExpr, old: PrimExpr, new: PrimExpr,
-                 chunk: PrimExpr, part: PrimExpr, ragged: bool) -> None:  # fmt: skip
+                 chunk: PrimExpr, place: Place, ragged: bool) -> None:  # fmt: skip
         self.layer, self.time, self.old, self.new = layer, time, old, new
         self.chunk, self.ragged = chunk, ragged
-        self.gates = part * (layer.batch * layer.wide)
+        self.rows, self.first_row = place.rows, place.first
+        # A row's gates lie at its place among those of the part.
+        self.gates = (place.part * layer.rows - place.first) * layer.wide
         self.base = chunk * layer.chunk
 
     def build(self) -> Stmt:
         layer = self.layer
-        whole, rest = divmod(layer.batch, layer.mr)
+        whole, rest = divmod(self.rows, layer.mr)
 
         def panel(number: int) -> Stmt:
-            tiles = [loop(whole, lambda i: self.tile(number, i * layer.mr, layer.mr), None, "tile")]
-            if rest:
-                tiles.append(self.tile(number, const(whole * layer.mr, "int32"), rest))
-            return sequence(tiles)
+            def tile(i: PrimExpr, rows: int) -> Stmt:
+                return self.tile(number, self.first_row + i * layer.mr, rows)
+
+            made = [loop(whole, lambda i: tile(i, layer.mr), None, "tile")] if whole else []
+            made += [tile(const(whole, "int32"), rest)] if rest else []
+            return sequence(made)
 
         panels = [panel(p) for p in range(layer.wide // layer.nr)]
-        phases = [loop(layer.batch, partial(self.renew, phase), None, "row")
-                  for phase in layer.cell.phases]  # fmt: skip
-        outputs = [loop(layer.batch, self.output, None, "row")] if 0 in layer.given else []
+        phases = [self.each_row(partial(self.renew, phase)) for phase in layer.cell.phases]
+        outputs = [self.each_row(self.output)] if 0 in layer.given else []
         return sequence([*panels, *phases, *outputs])
+
+    def each_row(self, stmt: Callable[[PrimExpr], Stmt]) -> Stmt:
+        return loop(self.rows, lambda i: stmt(self.first_row + i), None, "row")
 
     def tile(self, panel: int, first: PrimExpr, rows: int) -> Stmt:
         """A panel's columns of the gates for a few rows."""
@@ -296,10 +362,6 @@ class Chunk:
         return along(count, lambda u: out.store(
             [self.time, row, self.base + u],
             layer.hidden[self.new + place + u]))  # fmt: skip
-
-
-def _attribute(key: str, body: Stmt) -> Stmt:
-    return tirx.AttrStmt(tvm.ir.StringImm("default"), key, const(1, "int32"), body)
 
 
 RECURRENT = Template("recurrent", space, build)

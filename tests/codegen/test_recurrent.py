@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from plait.codegen.tvm import meeting
 from plait.codegen.tvm.target import cpu_target
 from plait.ir import types as t
 from plait.ir.builder import Builder
@@ -84,6 +85,19 @@ def test_threads_share_a_step(op: str, batch: int, units: int) -> None:
     assert "parts=2" in module.kernels[0].schedule
 
 
+@pytest.mark.parametrize(("op", "batch", "parts"), [("lstm", 8, 2), ("gru", 7, 2), ("lstm", 10, 3)])
+def test_threads_have_rows_of_their_own(op: str, batch: int, parts: int) -> None:
+    """Also where the last has fewer; they give what one thread gives with all rows."""
+    graph, inputs = layer(5, batch, 100, op)
+    module = compile_graph(graph, threads=parts)
+    rows = -(-batch // parts)
+    assert f"parts={parts} rows={rows}}}" in module.kernels[0].schedule
+    want = compile_graph(graph, threads=1).load(1)(*inputs)
+    for threads in (1, 2):
+        for got, right in zip(module.load(threads)(*inputs), want, strict=True):
+            np.testing.assert_array_equal(got, right)
+
+
 @pytest.mark.parametrize("op", KINDS)
 def test_no_more_threads_than_chunks(op: str) -> None:
     module = check(*layer(2, 800, 8, op))
@@ -105,6 +119,28 @@ def test_gates_that_are_almost_closed(op: str) -> None:
     graph, inputs = layer(1, 1, 120, op)
     inputs[0].reshape(KINDS[op][0], 120)[1] = np.linspace(-92, -80, 120, dtype=np.float32)
     check(graph, inputs)
+
+
+@pytest.mark.parametrize("op", ["lstm", "gru"])
+def test_more_parts_than_threads(op: str) -> None:
+    """A thread with several parts of a step does not wait for itself."""
+    graph, inputs = layer(12, 2, 104, op)
+    module = compile_graph(graph, threads=3)
+    assert "parts=3" in module.kernels[0].schedule
+    want = compile_graph(graph, threads=1).load(1)(*inputs)
+    for threads in (1, 2, 3):
+        for got, right in zip(module.load(threads)(*inputs), want, strict=True):
+            np.testing.assert_array_equal(got, right)
+
+
+def test_waiting_threads_offer_their_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The slow way of waiting, taken at once, gives the same results."""
+    graph, inputs = layer(12, 1, 116)
+    want = compile_graph(graph).load(2)(*inputs)
+    monkeypatch.setattr(meeting, "LOOKS", 0)
+    got = compile_graph(graph, cache=KernelCache(tmp_path)).load(2)(*inputs)
+    for ours, right in zip(got, want, strict=True):
+        np.testing.assert_array_equal(ours, right)
 
 
 @pytest.mark.parametrize("op", KINDS)
@@ -151,10 +187,10 @@ def test_small_states_keep_their_digits(op: str) -> None:
 
 @pytest.mark.parametrize("op", KINDS)
 def test_every_tile_gives_the_same_bits(op: str, tmp_path: Path) -> None:
-    graph, inputs = layer(3, 5, 40, op)
+    graph, inputs = layer(3, 5, 104, op)  # so many that threads share them, in both ways
     cache = KernelCache(tmp_path)
     (task,) = tune.tasks(graph, cpu_target())
-    assert len(task.candidates) > 5
+    assert {"rows=3}", "rows=5}"} == {c.selection.schedule.split()[-1] for c in task.candidates}
     found = []
     for candidate in task.candidates:
         chosen = candidate.selection
