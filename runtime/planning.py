@@ -18,12 +18,12 @@ from plait.passes.memory import MemoryPlan
 def make_plan(
     graph: Graph,
     memory: MemoryPlan,
-    calls: Mapping[int, tuple[str, int]],
+    symbols: Mapping[int, str],
     output_names: Sequence[str] = (),
 ) -> tuple[ModulePlan, dict[str, NDArray[Any]]]:
     """The plan of a lowered graph, and its weights by name.
 
-    `calls`: the symbol and the parts of each kernel by its node.
+    `symbols`: those of the kernels by their nodes.
 
     Raises `PlanError` for inputs and outputs that are not row-major: a caller's arrays are.
     """
@@ -56,8 +56,7 @@ def make_plan(
     for k, node in enumerate(graph.nodes):
         if node.op == "kernel":
             args = [pointer(v) for v in (*node.operands, *graph.results(k))]
-            symbol, parts = calls[k]
-            steps.append(Call(symbol, tuple(args), node.attrs["body"].name, parts))
+            steps.append(Call(symbols[k], tuple(args), node.attrs["body"].name))
     for index, v in enumerate(graph.outputs):
         source = pointer(v)
         if source != PointerArg("output", index):
