@@ -176,16 +176,10 @@ for _name, _function in (("rnn_tanh", "tanh"), ("rnn_relu", "relu")):
 def _lstm(cx: Capture, x: Value, state: Sequence[Value], params: Sequence[Value], has_biases: bool,
           layers: int, dropout: float, train: bool, bidirectional: bool, batch_first: bool
           ) -> tuple[Value, ...]:  # fmt: skip
-    def layer(data: Value, states: list[Value], weights: Sequence[Value], reverse: bool
-              ) -> Sequence[Value]:  # fmt: skip
-        gates = cx.emit("dot_general", data, weights[0], lhs_contract=(2,), rhs_contract=(1,))
-        if has_biases:
-            gates = gates + (weights[2] + weights[3])
-        return cx.b.emit_all("lstm", (gates, *states, weights[1]), {"reverse": reverse})
-
     width = 4 if has_biases else 2
     if _drops(layers, dropout, train) or len(params) != layers * (1 + bidirectional) * width:
         raise NotImplementedError("lstm with dropout or projections")
+    layer = partial(_summed, cx, "lstm")
     return _stack(cx, x, state, params, layers, bidirectional, batch_first, layer)
 
 
@@ -215,20 +209,23 @@ def _gru(cx: Capture, x: Value, state: Value, params: Sequence[Value], has_biase
 def _rnn(op: str, cx: Capture, x: Value, state: Value, params: Sequence[Value], has_biases: bool,
          layers: int, dropout: float, train: bool, bidirectional: bool, batch_first: bool
          ) -> tuple[Value, ...]:  # fmt: skip
-    def layer(data: Value, states: list[Value], weights: Sequence[Value], reverse: bool
-              ) -> Sequence[Value]:  # fmt: skip
-        gates = cx.emit("dot_general", data, weights[0], lhs_contract=(2,), rhs_contract=(1,))
-        if has_biases:
-            gates = gates + (weights[2] + weights[3])
-        return cx.b.emit_all(op, (gates, *states, weights[1]), {"reverse": reverse})
-
     if _drops(layers, dropout, train):
         raise NotImplementedError(f"{op} with dropout")
+    layer = partial(_summed, cx, op)
     return _stack(cx, x, [state], params, layers, bidirectional, batch_first, layer)
 
 
 captures("aten.rnn_tanh.input")(partial(_rnn, "rnn_tanh"))
 captures("aten.rnn_relu.input")(partial(_rnn, "rnn_relu"))
+
+
+def _summed(cx: Capture, op: str, data: Value, states: list[Value], weights: Sequence[Value],
+            reverse: bool) -> Sequence[Value]:  # fmt: skip
+    """A layer whose biases, if it has any, all add to the input's share of its gates."""
+    gates = cx.emit("dot_general", data, weights[0], lhs_contract=(2,), rhs_contract=(1,))
+    if len(weights) > 2:
+        gates = gates + (weights[2] + weights[3])
+    return cx.b.emit_all(op, (gates, *states, weights[1]), {"reverse": reverse})
 
 
 def _drops(layers: int, dropout: float, train: bool) -> bool:
