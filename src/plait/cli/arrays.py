@@ -48,7 +48,7 @@ def _load(path: Path, suffix: str) -> Any:
         raise UsageError(f"{path}: not a numpy file ({error})") from None
 
 
-def random_inputs(specs: Sequence[TensorSpec], seed: int = 0) -> dict[str, NDArray[Any]]:
+def stand_ins(specs: Sequence[TensorSpec], seed: int = 0) -> dict[str, NDArray[Any]]:
     """Arrays for models without sample inputs: standard normal floats, zeros for integers.
 
     Zeros because an integer is most often an index, and 0 is the one that is always in range.

@@ -29,7 +29,7 @@ def _candidates(
 
     Raises `UsageError` for an artifact that takes inputs of other names or types.
     """
-    from plait.cli.arrays import random_inputs, read_inputs
+    from plait.cli.arrays import read_inputs, stand_ins
     from plait.runtime.artifact import Artifact
 
     artifacts = [Artifact.open(path) for path in paths]
@@ -42,7 +42,7 @@ def _candidates(
     if inputs:
         arrays: Arrays = read_inputs(inputs, models[0].inputs)
     else:
-        arrays = artifacts[0].samples()[0] or random_inputs(models[0].inputs)
+        arrays = artifacts[0].samples()[0] or stand_ins(models[0].inputs)
     return {
         str(path): partial(model, *(arrays[spec.name].copy() for spec in model.inputs))
         for path, model in zip(paths, models, strict=True)

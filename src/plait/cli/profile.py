@@ -56,14 +56,14 @@ def _inputs(
     artifact: Artifact, given: Sequence[str] | None
 ) -> Callable[[CompiledModel], list[NDArray[Any]]]:
     """What chooses a model's inputs: given ones, those that the artifact brings, or random ones."""
-    from plait.cli.arrays import Arrays, random_inputs, read_inputs
+    from plait.cli.arrays import Arrays, read_inputs, stand_ins
 
     def choose(model: CompiledModel) -> list[NDArray[Any]]:
         arrays: Arrays
         if given:
             arrays = read_inputs(given, model.inputs)
         else:
-            arrays = artifact.samples()[0] or random_inputs(model.inputs)
+            arrays = artifact.samples()[0] or stand_ins(model.inputs)
         return [arrays[spec.name] for spec in model.inputs]
 
     return choose
