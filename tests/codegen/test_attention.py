@@ -127,6 +127,12 @@ def test_long_keys_go_block_by_block() -> None:
     assert "block=125" in module.kernels[0].schedule
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_groups_of_heads_share_copied_keys(causal: bool) -> None:
+    module, _ = check(plain((1, 4, 200, 64), (1, 2, 700, 64), 40, causal=causal))
+    assert "copy=1" in module.kernels[0].schedule
+
+
 def test_large_scores_do_not_overflow() -> None:
     graph = plain((1, 1, 20, 16), (1, 1, 600, 16), scale=60.0)
     inputs = random(graph)

@@ -21,6 +21,7 @@ from plait.ir.graph import Graph, Node
 from plait.ir.interp import interpret
 from plait.ir.types import TensorType
 from plait.passes.context import Context
+from plait.passes.memory_check import check_plan
 from plait.passes.pipeline import DEFAULT_PIPELINE, parse_pipeline
 from plait.passes.stripe import Block, Link
 from plait.runtime.compiler import compile_graph
@@ -206,6 +207,7 @@ def large() -> Graph:
 def test_a_large_block_is_joined_and_its_scratch_is_small() -> None:
     module = compile_graph(large())
     assert templates(module) == ["stripes"]
+    check_plan(module.graph, module.memory)
     (node,) = (n for n in module.graph.nodes if n.op == "kernel")
     schedule = Schedule.parse(node.attrs["schedule"])
     chain: Chain = chain_of(node.attrs["body"])
