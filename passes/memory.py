@@ -89,12 +89,12 @@ def in_place_operand(graph: Graph, k: int, result: int) -> list[int]:
     found = []
     for position, v in enumerate(node.operands):
         alike = same_memory(body.types[position], body.types[out])
-        if alike and node.operands.count(v) == 1 and _elementwise_only(body, position, result):
+        if alike and node.operands.count(v) == 1 and elementwise_only(body, position, result):
             found.append(v)
     return found
 
 
-def _elementwise_only(body: Graph, v: int, number: int) -> bool:
+def elementwise_only(body: Graph, v: int, number: int) -> bool:
     """Whether all readers of a value, up to reductions and the outputs through the one of this
     number, keep its place."""
     out = body.outputs[number]
@@ -107,7 +107,7 @@ def _elementwise_only(body: Graph, v: int, number: int) -> bool:
             return False
         if not same_memory(body.types[result].with_dtype(body.types[out].dtype), body.types[out]):
             return False
-        if result in body.outputs[number + 1 :] or not _elementwise_only(body, result, number):
+        if result in body.outputs[number + 1 :] or not elementwise_only(body, result, number):
             return False
     return True
 

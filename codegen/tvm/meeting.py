@@ -49,7 +49,9 @@ class Meeting:
                 tirx.While(self.flags[_place(part)] < steps, again),
             ])  # fmt: skip
 
-        return loop(self.parts, other, None, "other")
+        # No load of what the others wrote may move before the last look at their flags.
+        seen = _instruction("llvm.x86.sse2.lfence")
+        return sequence([loop(self.parts, other, None, "other"), seen])
 
     def arrive(self, part: PrimExpr, steps: PrimExpr) -> Stmt:
         """A part has done so many steps, and says so."""

@@ -17,7 +17,7 @@ from plait.ir.graph import Graph
 
 PrimExpr = Any
 Stmt = Any
-LOWEST = const(-3.4028234663852886e38, "float32")  # of the finite floats
+LOWEST, HIGHEST = (const(s * 3.4028234663852886e38, "float32") for s in (-1, 1))  # finite floats
 
 
 class Operands:
@@ -70,9 +70,12 @@ class Operands:
             if self.body.types[value].dtype == t.bool_:
                 score = tirx.Select(mask, score, MINUS_INFINITY)
             else:
-                # A finite mask stays finite: a row of the lowest floats weighs all keys alike.
-                bias = tirx.max(mask * const(LOG2E, "float32"), LOWEST)
-                score = score + tirx.Select(mask > MINUS_INFINITY, bias, mask)
+                # A finite mask stays finite: a row of the lowest floats weighs all keys alike (and
+                # so do all masks beyond 2.36e38, which base 2 cannot tell apart).
+                scaled = mask * const(LOG2E, "float32")
+                bias = tirx.min(tirx.max(scaled, LOWEST), HIGHEST)
+                finite = tirx.all(mask > MINUS_INFINITY, mask < -MINUS_INFINITY)
+                score = score + tirx.Select(finite, bias, mask)
         return tirx.Select(n <= m, score, MINUS_INFINITY) if self.causal else score
 
     def store(self, head: PrimExpr, m: PrimExpr, e: PrimExpr, value: PrimExpr) -> Stmt:

@@ -28,6 +28,7 @@ from plait.codegen.tvm.nest import Nest, Phases, Read, Span
 from plait.codegen.tvm.scalars import const, tir_dtype
 from plait.ir import expr as e
 from plait.ir import types as t
+from plait.passes.memory import elementwise_only
 
 PrimExpr = Any
 Stmt = Any
@@ -127,9 +128,9 @@ class Rows(Phases):
 
             parts: list[Stmt] = []
             if blocks:
-                asked = self._ask if asking else lambda outer, base: list[Stmt]()
-                parts.append(loop(blocks, lambda j: sequence(
-                    [*asked(outer, j * step), *block(j * step, UNROLL)]), None, "j"))  # fmt: skip
+                parts.append(loop(blocks, lambda j: sequence([
+                    *(self._ask(outer, j * step) if asking else []), *block(j * step, UNROLL),
+                ]), None, "j"))  # fmt: skip
             parts += block(blocks * step, count)
             if tail:
                 base = self.inner - tail
@@ -153,13 +154,15 @@ class Rows(Phases):
     def _lent(self, level: int, kept: Sequence[int]) -> dict[int, Flat]:
         """Values to keep in the memory of the result until that is known.
 
-        It may be an operand's memory too, so all operands must have been read by then.
+        It may be an operand's memory too, so all operands must have been read by then; and the
+        result must read the value nowhere but in its own place.
         """
         body = self.n.body
         if len(kept) != 1 or len(body.outputs) != 1:
             return {}
         (v,), (out,), (f,) = kept, body.outputs, self.n.parameters.outputs
-        fits = out != v and body.types[v].with_layout(None) == body.types[out].with_layout(None)
+        alike = body.types[v].with_layout(None) == body.types[out].with_layout(None)
+        fits = out != v and alike and elementwise_only(body, v, 0)
         inputs = range(len(body.inputs))
         read = any(self._read_since(level, i, v) for i in inputs if self.n.is_full(i))
         return {v: f} if fits and not read else {}

@@ -64,12 +64,17 @@ def _pick(fn: str, a: PrimExpr, b: PrimExpr) -> PrimExpr:
 
     if not name.startswith("float"):
         return tirx.max(a, b) if fn == "maximum" else tirx.min(a, b)
-    if isinstance(b, tirx.FloatImm):
+    if _is_number(b):
         return tirx.Select(better(b, a), b, a)
-    if isinstance(a, tirx.FloatImm):
+    if _is_number(a):
         return tirx.Select(better(a, b), a, b)
     number = a >= const(-math.inf, name)
     return tirx.Select(number, tirx.Select(better(a, b), a, b), a)
+
+
+def _is_number(x: PrimExpr) -> bool:
+    """Whether an operand is a literal, and not NaN."""
+    return isinstance(x, tirx.FloatImm) and not math.isnan(float(x.value))
 
 
 def _equal(d: t.DType, a: PrimExpr, b: PrimExpr) -> PrimExpr:

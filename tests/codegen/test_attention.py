@@ -112,6 +112,15 @@ def test_rows_of_the_lowest_floats_are_means(rows: int, keys: int, causal: bool)
     assert got[:, :, 0].any()
 
 
+@pytest.mark.parametrize("rows", [1, 6, 40])
+def test_the_highest_floats_are_finite_masks(rows: int) -> None:
+    graph = plain((1, 2, rows, 8), (1, 2, 9, 8), None, (t.f32, (rows, 9)))
+    inputs = random(graph)
+    inputs[3][:, 2:4] = np.finfo(np.float32).max
+    _, got = check(graph, inputs)
+    assert np.isfinite(got).all()
+
+
 @pytest.mark.parametrize(
     ("rows", "keys"), [(64, 64), (37, 91), (91, 37), (700, 700)]
 )  # fmt: skip

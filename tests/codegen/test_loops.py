@@ -20,12 +20,14 @@ from plait.codegen.tvm.nest import Nest
 from plait.codegen.tvm.pointers import over_pointers
 from plait.codegen.tvm.rows import MAX_ROW_BYTES, Rows
 from plait.codegen.tvm.target import cpu_target
+from plait.fuzz.generate import random_inputs
 from plait.ir import types as t
 from plait.ir.builder import Builder, Value
 from plait.ir.errors import Unsupported
 from plait.ir.graph import Graph
 from plait.ir.interp import interpret
 from plait.ir.types import TensorType
+from plait.runtime.compiler import compile_graph
 from plait.runtime.executor import CompiledModel
 from plait.runtime.loader import Library
 from tests.passes.graphs import Make, Operand, build
@@ -324,6 +326,33 @@ def test_the_result_lends_its_memory() -> None:
     assert "kept" not in build_nest(build(softmax, (4, 27))).script()
     again = build_nest(build(lambda b, x: softmax(b, x) + x, (4, 27)))
     assert "kept" in again.script()
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_a_result_that_reads_another_place_lends_nothing(folded: bool) -> None:
+    """The powers that are still to be read would be overwritten."""
+
+    def make(b: Builder, x: Value) -> Value:
+        y = softmax(b, x)
+        turned = b.emit("reverse", y, axes=(1,))
+        return y + turned if folded else turned
+
+    graph = build(make, (5, 27))
+    (x,) = random_inputs(graph, 0)
+    (got,), (want,) = compile_graph(graph).load(2)(x), interpret(graph, [x])
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("op", ["max", "min"])
+def test_the_literal_nan_is_kept(op: str) -> None:
+    def make(b: Builder, x: Value) -> list[Value]:
+        nan = b.full((3, 9), float("nan"), t.f32)
+        return [b.emit(op, x, nan), b.emit(op, nan, x)]
+
+    graph = build(make, (3, 9))
+    (x,) = random_inputs(graph, 0)
+    for got in compile_graph(graph).load(2)(x):
+        assert np.isnan(got).all()
 
 
 def test_numbers_of_a_row_are_stored_once() -> None:
