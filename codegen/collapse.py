@@ -134,8 +134,5 @@ def _rebuild(
         attrs = dict(node.attrs)
         if node.op.startswith("reduce_"):
             attrs.update(axes=axes, keepdims=True)
-        if node.op == "relayout":
-            env[v] = operands[0]
-        else:
-            env[v] = b.emit(node.op, *operands, **attrs)
+        env[v] = b.emit(node.op, *operands, **attrs)
     return b.finish(env[v] for v in body.outputs)

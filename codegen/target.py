@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from plait.codegen.apart import APART
 from plait.codegen.schedule import Schedule
 from plait.ir.errors import Unsupported
 from plait.ir.graph import Graph
@@ -26,18 +27,6 @@ class Candidate:
     selection: Selection
 
 
-@dataclass(frozen=True)
-class Within:
-    """How a template takes operands and results whose rows lie apart, inside wider tensors.
-
-    `takes(body, number)` tells whether an operand or a result, numbered after those, may;
-    `build(body, schedule, pitch)` makes the kernel, `pitch` as in the attributes of kernels.
-    """
-
-    takes: Callable[[Graph, int], bool]
-    build: Callable[[Graph, Schedule, Sequence[int]], Any]
-
-
 Space: TypeAlias = Callable[[Graph, tuple[bool, ...], int], Sequence[Candidate]]
 
 
@@ -48,14 +37,14 @@ class Template:
     `space(body, constant, threads)` gives the candidates for a body it can compile, else none;
     `constant` tells which of the body's inputs are constants, which it may ask to be packed.
     `build(body, schedule)` makes the target's own form of the kernel, for TVM a PrimFunc over
-    flat buffers, inputs first.  Templates with the same `rivals` compete for a body.
+    flat buffers, inputs first; those of `plait.codegen.apart` take a third argument, the `pitch`
+    of a kernel's attributes.  Templates with the same `rivals` compete for a body.
     """
 
     name: str
     space: Space
-    build: Callable[[Graph, Schedule], Any]
+    build: Callable[..., Any]
     rivals: str = ""
-    within: Within | None = None
 
 
 def single(choose: Callable[[Graph, tuple[bool, ...], int], Selection | None]) -> Space:
@@ -126,9 +115,8 @@ class Target:
 
     def within(self, body: Graph, schedule: str, number: int) -> bool:
         """Whether a kernel can take an operand or a result whose rows lie apart in memory."""
-        name = Schedule.parse(schedule).template
-        found = next((t.within for t in self.templates if t.name == name), None)
-        return found is not None and found.takes(body, number)
+        takes = APART.get(Schedule.parse(schedule).template)
+        return takes is not None and takes(body, number)
 
     def build(self, body: Graph, schedule: str, pitch: Sequence[int] = ()) -> Any:
         """The target's form of a kernel."""
@@ -136,6 +124,6 @@ class Target:
         template = self.template(parsed.template)
         if not pitch:
             return template.build(body, parsed)
-        if template.within is None:
+        if template.name not in APART:
             raise Unsupported(f"{template.name} kernels take only tensors that lie in one piece")
-        return template.within.build(body, parsed, pitch)
+        return template.build(body, parsed, pitch)

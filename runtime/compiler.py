@@ -250,7 +250,6 @@ class Remembering:
         return self.target.takes(op, types)
 
     def within(self, body: Graph, schedule: str, number: int) -> bool:
-        open_tvm()  # templates import it
         return self.target.within(body, schedule, number)
 
     def blocks(self, chain: Sequence[Link]) -> Sequence[Block]:

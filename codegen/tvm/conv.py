@@ -14,7 +14,7 @@ from tvm import tirx
 
 from plait.codegen.conv_tiles import ConvShape, ConvTile, conv_tiles, rows_worth_cutting
 from plait.codegen.schedule import Schedule
-from plait.codegen.target import Candidate, Template, Within
+from plait.codegen.target import Candidate, Template
 from plait.codegen.tiles import LANES, ceil_div
 from plait.codegen.tvm.access import source_input
 from plait.codegen.tvm.image import (
@@ -23,7 +23,6 @@ from plait.codegen.tvm.image import (
     Image,
     Ports,
     Windowed,
-    is_output,
     lanes_of,
     vectorized,
 )
@@ -240,8 +239,8 @@ def tile_of(schedule: Schedule) -> ConvTile:
 def build(body: Graph, schedule: Schedule, pitch: Sequence[int] = ()) -> Any:
     """The PrimFunc of a convolution over flat buffers: inputs, then the output."""
     windowed = Windowed.of(body, "conv")
-    places = apart(body, pitch) if pitch else ()
+    places = apart(body, pitch)
     return ConvNest(windowed, conv_shape(windowed), tile_of(schedule), places).build()
 
 
-CONV = Template("conv", space, build, "conv", Within(is_output, build))
+CONV = Template("conv", space, build, "conv")

@@ -151,11 +151,6 @@ class Windowed:
         return ops.has_trait(node.op, "elementwise") and all(inner)
 
 
-def is_output(body: Graph, number: int) -> bool:
-    """Whether a parameter is an output: its rows alone may lie apart."""
-    return number >= len(body.inputs)
-
-
 def lanes_of(width: int) -> list[tuple[int, int]]:
     """(first, lanes) of the vectors that make up `width` neighbours."""
     return [(k, min(LANES, width - k)) for k in range(0, width, LANES)]

@@ -14,7 +14,6 @@ from typing import Any
 
 from tvm import tirx
 
-from plait.codegen.collapse import collapse, loop_space
 from plait.codegen.tvm.columns import columns
 from plait.codegen.tvm.loops import (
     LANES,
@@ -37,22 +36,12 @@ Stmt = Any
 CHUNKS = 16  # parts of a single long loop that threads share
 
 
-def takes_rows(body: Graph, number: int) -> bool:
-    """Whether rows of an input or output, numbered after those, may lie apart: if they are rows of
-    the space too, or if each element is addressed by all its dimensions."""
-    type = (*body.input_types, *body.output_types)[number]
-    if collapse(body) is body:
-        return True
-    space = loop_space(body)
-    return type.shape == space.shape and type.order == space.order
-
-
 def build_nest(body: Graph, pitch: Sequence[int] = ()) -> Any:
     """The PrimFunc of a loop-nest kernel over flat buffers: inputs, then outputs.
 
     `pitch` is how far the rows of each lie apart, nothing where all are dense.
     """
-    nest = Nest(body, apart(body, pitch) if pitch else ())
+    nest = Nest(body, apart(body, pitch))
     return nest.parameters.function(_stmts(nest))
 
 

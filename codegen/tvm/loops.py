@@ -122,7 +122,10 @@ def check_sizes(body: Graph) -> None:
 
 
 def apart(body: Graph, pitch: Sequence[int]) -> list[Memory]:
-    """Where the inputs and outputs of a kernel lie, given the distances of their rows."""
+    """Where the inputs and outputs of a kernel lie, given the distances of their rows if any lie
+    apart; nothing if all lie in one piece."""
+    if not pitch:
+        return []
     types = (*body.input_types, *body.output_types)
     names = [f"x{k}" for k in range(len(body.inputs))] + [f"y{k}" for k in range(len(body.outputs))]
     found = []

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from plait.codegen.schedule import Schedule
-from plait.codegen.target import Template, Within, single
+from plait.codegen.target import Template, single
 from plait.codegen.tvm.attention import ATTENTION
 from plait.codegen.tvm.conv import CONV
 from plait.codegen.tvm.generic import build_generic
-from plait.codegen.tvm.loopnest import build_nest, takes_rows
+from plait.codegen.tvm.loopnest import build_nest
 from plait.codegen.tvm.narrow import NARROW
 from plait.codegen.tvm.product import GEMM
 from plait.codegen.tvm.recurrent import RECURRENT
@@ -41,8 +41,7 @@ def _build_loops(body: Graph, schedule: Schedule, pitch: Sequence[int] = ()) -> 
 
 
 GENERIC = Template("generic", single(_choose_generic), _build_generic)
-LOOPS = Template("loops", single(_choose_loops), _build_loops,
-                 within=Within(takes_rows, _build_loops))  # fmt: skip
+LOOPS = Template("loops", single(_choose_loops), _build_loops)
 
 TEMPLATES = (
     STRIPES,

@@ -15,7 +15,7 @@ from tvm import tirx
 
 from plait.codegen.conv_tiles import WindowShape, WindowTile, window_tiles
 from plait.codegen.schedule import Schedule
-from plait.codegen.target import Candidate, Template, Within
+from plait.codegen.target import Candidate, Template
 from plait.codegen.tiles import LANES
 from plait.codegen.tvm.access import source_input
 from plait.codegen.tvm.image import (
@@ -23,7 +23,6 @@ from plait.codegen.tvm.image import (
     ZERO,
     Ports,
     Windowed,
-    is_output,
     lanes_of,
     vectorized,
 )
@@ -278,8 +277,8 @@ def build(body: Graph, schedule: Schedule, pitch: Sequence[int] = ()) -> Any:
     """The PrimFunc of a depthwise convolution or a pool over flat buffers: inputs, then the
     output."""
     windowed = Windowed.of(body, "conv", "max_pool", "sum_pool")
-    return WindowNest(windowed, tile_of(schedule), apart(body, pitch) if pitch else ()).build()
+    return WindowNest(windowed, tile_of(schedule), apart(body, pitch)).build()
 
 
-DEPTHWISE = Template("depthwise", depthwise_space, build, within=Within(is_output, build))
-POOL = Template("pool", pool_space, build, within=Within(is_output, build))
+DEPTHWISE = Template("depthwise", depthwise_space, build)
+POOL = Template("pool", pool_space, build)

@@ -14,7 +14,7 @@ from typing import Any
 from tvm import tirx
 
 from plait.codegen.schedule import Schedule
-from plait.codegen.target import Candidate, Template, Within
+from plait.codegen.target import Candidate, Template
 from plait.codegen.tiles import LANES, ceil_div
 from plait.codegen.tvm.access import source_input
 from plait.codegen.tvm.conv import conv_shape
@@ -23,7 +23,6 @@ from plait.codegen.tvm.image import (
     ZERO,
     Ports,
     Windowed,
-    is_output,
     lanes_of,
     vectorized,
 )
@@ -344,8 +343,8 @@ def build(body: Graph, schedule: Schedule, pitch: Sequence[int] = ()) -> Any:
                         schedule.number("group"), schedule.number("block"),
                         "oc" if schedule.parameters["order"] == "oc" else "pos",
                         parts > 1)  # fmt: skip
-    places = apart(body, pitch) if pitch else ()
+    places = apart(body, pitch)
     return WinogradNest(Windowed.of(body, "conv"), tile, parts, places).build()
 
 
-WINOGRAD = Template("winograd", space, build, "conv", Within(is_output, build))
+WINOGRAD = Template("winograd", space, build, "conv")
