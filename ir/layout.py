@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from plait.ir.dims import Dim, equal, is_static
-from plait.ir.graph import Node
+from plait.ir.graph import Graph, Node
 from plait.ir.ops.movement import reshape_groups
 from plait.ir.types import TensorType
 
@@ -101,3 +101,25 @@ def is_view(node: Node, source: TensorType) -> bool:
         found = reshaped_layout(source, result.shape)
         return found is not None and same_memory(result.with_layout(found), result)
     return False
+
+
+def memory_root(graph: Graph, v: int, slices: bool = True) -> int:
+    """The value whose memory a view, of a view perhaps, is; a slice counts as one if `slices`."""
+    made = graph.producer(v)
+    while made is not None and (slices or made.op != "slice"):
+        if len(made.operands) != 1 or not is_view(made, graph.types[made.operands[0]]):
+            break
+        (v,) = made.operands
+        made = graph.producer(v)
+    return v
+
+
+def part_offsets(parts: Sequence[TensorType], axis: int, steps: Sequence[Dim]) -> list[int]:
+    """The element of a whole with these strides at which each of its parts along `axis` begins."""
+    found, at = list[int](), 0
+    for type in parts:
+        first = at * steps[axis]
+        assert isinstance(first, int), "parts are placed in static tensors"
+        found.append(first)
+        at += type.static("a tensor inside another")[axis]
+    return found

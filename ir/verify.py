@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from plait.ir import op as ops
 from plait.ir.errors import PlaitError, VerifyError
 from plait.ir.graph import Graph, Node
+from plait.ir.layout import is_view, memory_root
 from plait.ir.op import Op
 from plait.ir.text import show_around, show_type
 from plait.ir.types import TensorType
@@ -17,19 +18,19 @@ from plait.ir.types import TensorType
 class Stage:
     """What a graph promises at one point of the pipeline.
 
-    `allows` looks at each node and gives the reason it does not belong, or an empty string.
+    `allows(graph, k)` gives the reason that node `k` does not belong, or an empty string.
     """
 
     name: str
-    allows: Callable[[Node], str]
+    allows: Callable[[Graph, int], str]
 
 
-def _any(_: Node) -> str:
+def _any(graph: Graph, k: int) -> str:
     return ""
 
 
-def _no_kernels(node: Node) -> str:
-    return "kernels appear only after fusion" if node.op == "kernel" else ""
+def _no_kernels(graph: Graph, k: int) -> str:
+    return "kernels appear only after fusion" if graph.nodes[k].op == "kernel" else ""
 
 
 def _is_storage(node: Node) -> bool:
@@ -37,20 +38,38 @@ def _is_storage(node: Node) -> bool:
     return node.op in ("constant", "aten", "reshape", "transpose", "relayout")
 
 
-def _fused(node: Node) -> str:
+def _fused(graph: Graph, k: int) -> str:
+    node = graph.nodes[k]
     inside = node.op == "kernel" or _is_storage(node)
     return "" if inside else "after fusion every computation stands in a kernel"
 
 
-def _placed(node: Node) -> str:
+def _placed(graph: Graph, k: int) -> str:
     """Parts and wholes that share memory stand outside kernels too."""
-    return "" if node.op in ("slice", "concat") else _selected(node)
+    node = graph.nodes[k]
+    if node.op == "slice":
+        (source,) = node.operands
+        return "" if is_view(node, graph.types[source]) else "the slice is no run of its operand"
+    return _joins(graph, node) if node.op == "concat" else _selected(graph, k)
 
 
-def _selected(node: Node) -> str:
+def _joins(graph: Graph, node: Node) -> str:
+    """Why the operands of a concat that is no step cannot all lie inside its result."""
+    roots = [memory_root(graph, v) for v in node.operands]
+    makers = [graph.producer(root) for root in roots]
+    if any(made is None or made.op not in ("kernel", "concat") for made in makers):
+        return "a part of the concat is not made by a kernel"
+    if len(set(roots)) < len(roots):
+        return "a value is two parts of the concat"
+    orders = {ty.order for ty in (*(graph.types[v] for v in node.operands), *node.types)}
+    return "" if len(orders) == 1 else "a part of the concat lies in another order"
+
+
+def _selected(graph: Graph, k: int) -> str:
+    node = graph.nodes[k]
     if node.op == "kernel" and not node.attrs["schedule"]:
         return "the kernel has no schedule"
-    return _fused(node)
+    return _fused(graph, k)
 
 
 STAGES: dict[str, Stage] = {
@@ -88,7 +107,7 @@ def verify(graph: Graph, stage: str = "any") -> None:
             raise VerifyError(_bad_layout(given.type), where=where)
     for k in range(len(graph.nodes)):
         _verify_node(graph, k)
-        reason = contract.allows(graph.nodes[k])
+        reason = contract.allows(graph, k)
         if reason:
             raise fail(graph, k, f"does not belong to stage {stage!r}: {reason}")
     for v in graph.outputs:

@@ -11,7 +11,14 @@ from dataclasses import dataclass, replace
 from plait.ir import op as ops
 from plait.ir.dims import Dim
 from plait.ir.graph import Graph
-from plait.ir.layout import is_view, same_memory, slice_offset, strides
+from plait.ir.layout import (
+    is_view,
+    memory_root,
+    part_offsets,
+    same_memory,
+    slice_offset,
+    strides,
+)
 from plait.ir.types import TensorType
 from plait.passes.context import Context
 from plait.passes.pipeline import Pass, register_pass
@@ -133,8 +140,7 @@ class Planner:
             node = self.graph.nodes[k]
             for v in self.graph.results(k):
                 last[v] = max(last[v], k)
-            shared = node.op == "concat" or self.is_alias(k)
-            ends = max(last[v] for v in self.graph.results(k)) if shared else k
+            ends = max(last[v] for v in self.graph.results(k)) if self.is_alias(k) else k
             for v in node.operands:
                 last[v] = max(last[v], ends)
         return last
@@ -167,10 +173,8 @@ class Planner:
         """Values computed straight into an output: it, or the value it is a view of."""
         targets: dict[int, int] = {}
         for index, v in enumerate(self.graph.outputs):
+            v = memory_root(self.graph, v, slices=False)
             made = self.graph.producers[v]
-            while made is not None and self.is_alias(made[0]) and not self._is_slice(made[0]):
-                v = self.graph.nodes[made[0]].operands[0]
-                made = self.graph.producers[v]
             if made is not None and self.graph.nodes[made[0]].op != "constant":
                 targets.setdefault(v, index)
         return targets
@@ -197,25 +201,13 @@ class Planner:
                 continue
             whole, axis = self.graph.first_result[k], node.attrs["axis"]
             own = steps.get(whole, strides(node.types[0]))
-            at: Dim = 0
-            for v in node.operands:
-                type = self.graph.types[v]
-                root = self._root(v)
-                first = at * own[axis] * type.dtype.itemsize
-                assert isinstance(first, int)
-                parts[root] = whole, first
+            types = [self.graph.types[v] for v in node.operands]
+            for v, first in zip(node.operands, part_offsets(types, axis, own), strict=True):
+                root = memory_root(self.graph, v)
+                parts[root] = whole, first * node.types[0].dtype.itemsize
                 if root == v:
                     steps[v] = own
-                at = at + type.shape[axis]
         return parts
-
-    def _root(self, v: int) -> int:
-        """The value whose memory a view is."""
-        made = self.graph.producers[v]
-        while made is not None and self.is_alias(made[0]):
-            v = self.graph.nodes[made[0]].operands[0]
-            made = self.graph.producers[v]
-        return v
 
     def _whole(self, v: int, k: int) -> Storage:
         """The storage of a value with parts, of a part or of an output, first written now."""
@@ -237,7 +229,7 @@ class Planner:
         size = nbytes(self.graph.types[v])
         for operand in in_place_operand(self.graph, k, result):
             home = self.storage[operand]
-            if home.space != "arena" or home.index in taken or home.offset:
+            if home.space != "arena" or home.index in taken:
                 continue
             span = self.spans[home.index]
             if span[2] == k and span[0] == size and self._sole_reader(k, home, operand):

@@ -240,6 +240,14 @@ def _addresses(where: tuple[Any, ...], type: TensorType) -> Any:
     return np.atleast_1d(sum(i * s for i, s in zip(where, steps, strict=True)))
 
 
+def _same_places(a: TensorType, b: TensorType) -> bool:
+    """Whether equal indices lie at equal places; of a dimension of size 1 the step is nothing."""
+    if a.shape != b.shape:
+        return False
+    steps = zip(a.shape, strides(a), strides(b), strict=True)
+    return all(n == 1 or x == y for n, x, y in steps)
+
+
 def _place_by_place(graph: Graph, k: int, v: int, operand: int) -> bool:
     """Whether the operand flows to the result through same-shaped elementwise nodes alone.
 
@@ -255,8 +263,8 @@ def _place_by_place(graph: Graph, k: int, v: int, operand: int) -> bool:
         if not touched or node.op.startswith("reduce_"):
             continue
         plain = node.op not in READS_ELSEWHERE
-        same = node.types[0].shape == body.types[out].shape and strides(node.types[0]) == strides(
-            body.types[position]
+        same = node.types[0].shape == body.types[out].shape and _same_places(
+            node.types[0], body.types[position]
         )
         if not plain or not same:
             return False

@@ -12,30 +12,30 @@ says so.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from plait.ir.builder import Builder, Value
 from plait.ir.dims import Dim, is_static
 from plait.ir.graph import Attrs, Graph, Node
-from plait.ir.layout import is_view, pitched, slice_offset, strides
+from plait.ir.layout import memory_root, part_offsets, pitched, slice_offset, strides
 from plait.ir.types import TensorType
 from plait.passes.context import Context, Target
-from plait.passes.fuse import VIEWS, anchors
+from plait.passes.fuse import anchors
+from plait.passes.memory import ALIGNMENT, nbytes
 from plait.passes.pipeline import Pass, register_pass
 from plait.passes.rewrite import eliminate_dead
 
-LINE = 64  # bytes: parts in one piece begin on lines, which two threads then never share
+# Parts in one piece begin on lines (`ALIGNMENT`), which two threads then never share.
 VECTOR = 32  # bytes: rows that lie apart begin on vectors
-COPYING = "loops"  # the schedule of kernels that copy
-COPY = 64 * 1024  # bytes that are read and written in the time that starting a kernel takes
+COPY = 64 * 1024  # bytes; a kernel that copies for a whole must save the others so many
 
 
 @dataclass(frozen=True)
 class Whole:
     """A concat that a kernel stores: node `at` of the body of node `kernel`, all of inputs.
 
-    value: its result in the graph.  rest: what else the kernel computes, from it; None if nothing.
+    value: its result in the graph.  rest: what else the kernel computes, from the operands `read`
+    and from the concat's result, which comes last; None if nothing.
     """
 
     kernel: int
@@ -43,12 +43,13 @@ class Whole:
     value: int
     operands: tuple[int, ...]
     rest: Graph | None
+    read: tuple[int, ...]
 
 
 def wholes(graph: Graph) -> list[Whole]:
     """The concats that kernels without anchors store, those of most bytes first."""
     found = [w for k in range(len(graph.nodes)) if (w := _whole_of(graph, k)) is not None]
-    return sorted(found, key=lambda w: (-_nbytes(graph.types[w.value]), -w.kernel))
+    return sorted(found, key=lambda w: (-nbytes(graph.types[w.value]), -w.kernel))
 
 
 def _whole_of(graph: Graph, k: int) -> Whole | None:
@@ -63,16 +64,20 @@ def _whole_of(graph: Graph, k: int) -> Whole | None:
         sound = all(is_static(ty.shape) and 0 not in ty.shape for ty in types)
         if sound and all(v < len(body.inputs) for v in inner.operands):
             value = graph.first_result[k] + body.outputs.index(made)
-            operands = tuple(node.operands[v] for v in inner.operands)
-            return Whole(k, at, value, operands, _without(body, at))
+            inputs = range(len(body.inputs))
+            others = [v for v in inputs if set(body.users[v]) - {at} or v in body.outputs]
+            operands, read = (
+                tuple(node.operands[v] for v in vs) for vs in (inner.operands, others)
+            )
+            return Whole(k, at, value, operands, _without(body, at, others), read)
     return None
 
 
-def _without(body: Graph, at: int) -> Graph | None:
-    """The body with the result of node `at` as an input after its own, and no output."""
+def _without(body: Graph, at: int, others: list[int]) -> Graph | None:
+    """The body with the inputs `others`, then the result of node `at` as an input, no output."""
     made = body.first_result[at]
     b = Builder(body.name)
-    env = {v: b.input(given.type, given.name) for v, given in enumerate(body.inputs)}
+    env = {v: b.input(body.inputs[v].type, body.inputs[v].name) for v in others}
     env[made] = b.input(body.types[made])
     for k, node in enumerate(body.nodes):
         if k != at:
@@ -80,10 +85,6 @@ def _without(body: Graph, at: int) -> Graph | None:
             env.update(zip(body.results(k), results, strict=True))
     kept = [env[v] for v in body.outputs if v != made]
     return b.finish(kept) if kept else None
-
-
-def _nbytes(type: TensorType) -> int:
-    return math.prod(type.static("placing")) * type.dtype.itemsize
 
 
 class Placer:
@@ -99,21 +100,11 @@ class Placer:
         self.homes: dict[int, int] = {}
         self.pitch: dict[int, int] = {}
         self.parts: dict[int, tuple[bool, ...]] = {}
-        self.outputs = {self.root(v) for v in graph.outputs}
+        self.outputs = {memory_root(graph, v) for v in graph.outputs}
         self.wholes = {w.kernel: w for w in wholes(graph)}
         for whole in self.wholes.values():
             self._decide(whole)
         self.slices = {k for k in range(len(graph.nodes)) if self._is_run(k)}
-
-    def root(self, v: int) -> int:
-        """The value whose memory a view is."""
-        made = self.graph.producer(v)
-        while made is not None and made.op in VIEWS:
-            if not is_view(made, self.graph.types[made.operands[0]]):
-                break
-            v = made.operands[0]
-            made = self.graph.producer(v)
-        return v
 
     def _decide(self, whole: Whole) -> None:
         """Leave a concat to the planner if enough of it needs no copy."""
@@ -122,20 +113,19 @@ class Placer:
         type = self.graph.types[whole.value]
         axis: int = self.graph.nodes[whole.kernel].attrs["body"].nodes[whole.at].attrs["axis"]
         own = pitched(type, self.pitch.get(whole.value, 0))
-        at: Dim = 0
         parts: list[bool] = []
-        for v in whole.operands:
-            first = at * own[axis] * type.dtype.itemsize
-            assert isinstance(first, int)
-            distance = None if self.root(v) in homes else self._fits(v, whole, axis, own, first)
+        begins = part_offsets([self.graph.types[v] for v in whole.operands], axis, own)
+        for v, begin in zip(whole.operands, begins, strict=True):
+            root = memory_root(self.graph, v)
+            first = begin * type.dtype.itemsize
+            distance = None if root in homes else self._fits(v, root, whole, axis, own, first)
             parts.append(distance is not None)
             if distance is not None:
-                homes[self.root(v)] = whole.value
+                homes[root] = whole.value
             elif not self._copies(v, whole, axis, own):
                 return
             if distance:
                 pitch[v] = distance
-            at = at + self.graph.types[v].shape[axis]
         if self._pays(whole, parts) and self._readable(whole):
             self.homes |= homes
             self.pitch |= pitch
@@ -143,7 +133,7 @@ class Placer:
 
     def _pays(self, whole: Whole, parts: list[bool]) -> bool:
         """Whether what need not move outweighs what is copied, and the kernels for that."""
-        sizes = [_nbytes(self.graph.types[v]) for v in whole.operands]
+        sizes = [nbytes(self.graph.types[v]) for v in whole.operands]
         saved = sum(n for n, lies in zip(sizes, parts, strict=True) if lies)
         return saved >= max(sum(sizes) - saved, COPY * parts.count(False), 1)
 
@@ -151,39 +141,42 @@ class Placer:
         """Whether a kernel can copy an operand to its place."""
         body = copying(self.graph.types[v], self.graph.types[whole.value])
         (made,) = body.output_types
+        schedule = self.target.select(body, (False,)).schedule
+        reads = v not in self.pitch or self.target.within(body, schedule, 0)
         if _same_steps(made, strides(made), own):
-            return v not in self.pitch
-        reads = v not in self.pitch or self.target.within(body, COPYING, 0)
-        return axis == made.order[-1] and reads and self.target.within(body, COPYING, 1)
+            return reads
+        return axis == made.order[-1] and reads and self.target.within(body, schedule, 1)
 
     def _readable(self, whole: Whole) -> bool:
         """Whether the rest of a kernel can read the whole where it lies."""
         if whole.rest is None or whole.value not in self.pitch:
             return True
-        schedule = self.graph.nodes[whole.kernel].attrs["schedule"]
-        return self.target.within(whole.rest, schedule, len(whole.rest.inputs) - 1)
+        count = len(whole.rest.inputs)
+        schedule = self.target.select(whole.rest, (False,) * count).schedule
+        return self.target.within(whole.rest, schedule, count - 1)
 
     def _fits(
-        self, v: int, whole: Whole, axis: int, own: tuple[Dim, ...], first: int
+        self, v: int, root: int, whole: Whole, axis: int, own: tuple[Dim, ...], first: int
     ) -> int | None:
         """How far the rows of a part lie apart, 0 for a part in one piece; None: it is copied.
 
         `own` are the strides of the whole, `first` is the byte of it where the part begins.
         """
-        type, root = self.graph.types[v], self.root(v)
+        type = self.graph.types[v]
         made = self.graph.producer(root)
         if made is None or made.op != "kernel" or root in self.homes or root in self.outputs:
             return None
         if type.order != self.graph.types[whole.value].order:
             return None
         if _same_steps(type, strides(type), own):
-            return 0 if first % LINE == 0 else None
-        inner = type.order[-1]
-        width = type.static("placing")[inner] * type.dtype.itemsize
-        if root != v or axis != inner or width % VECTOR or first % VECTOR:
-            return None
+            return 0 if first % ALIGNMENT == 0 else None
+        inner, size = type.order[-1], type.dtype.itemsize
+        width = type.static("placing")[inner]
         outer = self.graph.types[whole.value].static("placing")[inner]
         distance = self.pitch.get(whole.value, outer)
+        aligned = all(n % VECTOR == 0 for n in (width * size, distance * size, first))
+        if root != v or axis != inner or not aligned:
+            return None
         return distance if self._reachable(v, whole) else None
 
     def _reachable(self, v: int, whole: Whole) -> bool:
@@ -218,9 +211,9 @@ class Placer:
         first = slice_offset(body.nodes[0], body.types[0])
         (v,), (source,) = self.graph.results(k), node.operands
         asked = v in self.homes or v in self.outputs
-        apart = self.root(source) in self.pitch or v in self.pitch
+        apart = memory_root(self.graph, source) in self.pitch or v in self.pitch
         size = node.types[0].dtype.itemsize
-        return first is not None and first * size % LINE == 0 and not asked and not apart
+        return first is not None and first * size % ALIGNMENT == 0 and not asked and not apart
 
 
 def copying(type: TensorType, whole: TensorType) -> Graph:
@@ -283,7 +276,7 @@ class Rebuilder:
         (self.env[whole.value],) = self.b.add(inner.with_operands(parts))
         if whole.rest is None:
             return
-        values = (*node.operands, whole.value)
+        values = (*whole.read, whole.value)
         results = [v for v in self.graph.results(whole.kernel) if v != whole.value]
         made = self._kernel(whole.rest, [self.env[v] for v in values],
                             self._pitches((*values, *results)))  # fmt: skip
