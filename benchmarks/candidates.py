@@ -66,6 +66,7 @@ class Candidate:
         arguments = (build, far, self._connection, self._folder.name)
         self._process = context.Process(target=_serve, args=arguments)
         self._process.start()
+        self._group = self._process.pid
         far.close()
         try:
             self.built = self._first(limit)
@@ -85,7 +86,7 @@ class Candidate:
         try:
             return self._connection.recv()
         except (EOFError, OSError):
-            self._process.join()
+            self._kill()
             code = self._process.exitcode
             raise CandidateFailed(f"its process ended with code {code}") from None
 
@@ -98,12 +99,17 @@ class Candidate:
         seconds: float = self._answer()
         return seconds
 
-    def _end(self) -> None:
-        if self._process.pid is not None:
-            with suppress(ProcessLookupError):  # the compilers that it started too
-                os.killpg(self._process.pid, signal.SIGKILL)
+    def _kill(self) -> None:
+        """End the process and the compilers that it started; once: its number may be used again."""
+        if self._group is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._group, signal.SIGKILL)
+            self._group = None
             self._process.kill()
-        self._process.join()
+            self._process.join()
+
+    def _end(self) -> None:
+        self._kill()
         self._connection.close()
         self._folder.cleanup()
 

@@ -151,6 +151,8 @@ def timed(
 
     while True:
         left = {peer: partial(asking, peer) for peer in samplers if peer not in failed}
+        if not left:
+            return Comparison({}), failed
         try:
             return interleave(left, rounds, fewer=fewer), failed
         except CandidateFailed as error:
@@ -161,6 +163,8 @@ def wrong(built: Mapping[str, Built]) -> dict[str, str]:
     """Of the candidates whose results do not agree with eager's, what is wrong."""
     from plait.ir.agreement import compare as agree
 
+    if "eager" not in built:
+        return {}
     reference = built["eager"].results
     found = {}
     for peer, each in built.items():

@@ -17,10 +17,11 @@ from torch._ops import OpOverload
 
 from plait.frontend import rules
 from plait.ir import op as ops
+from plait.ir.ops.recurrent import RECURRENT
 
 # Whole even without an importer: recurrent layers unroll to thousands of nodes, and taking
 # attention apart fails on views of transposed tensors (pytorch/pytorch#136543).
-ALWAYS_WHOLE: Final = ("gru", "lstm", "rnn_relu", "rnn_tanh", "scaled_dot_product_attention")
+ALWAYS_WHOLE: Final = (*RECURRENT, "scaled_dot_product_attention")
 
 
 @cache

@@ -7,6 +7,7 @@ import math
 from plait.ir import op as ops
 from plait.ir.expr import Reduce
 from plait.ir.graph import Graph
+from plait.ir.ops.recurrent import RECURRENT
 
 # Under eager execution these share their operand's memory.
 EAGER_VIEWS = frozenset({"reshape", "transpose", "broadcast_to", "slice"})
@@ -69,7 +70,7 @@ def flops(graph: Graph) -> int:
             *lead, rows, width = graph.types[node.operands[0]].static("flop count")
             length, depth = graph.types[node.operands[2]].static("flop count")[-2:]
             total += 2 * math.prod(lead) * rows * length * (width + depth)
-        elif node.op in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
+        elif node.op in RECURRENT:
             steps, batch, wide = graph.types[node.operands[0]].static("flop count")
             _, units = graph.types[node.operands[1]].static("flop count")
             total += 2 * steps * batch * wide * units

@@ -17,14 +17,16 @@ from plait.ir.builder import Builder, Value
 from plait.ir.dims import Dim
 from plait.ir.graph import Attrs, Graph, Node
 from plait.ir.layout import is_view
+from plait.ir.ops.recurrent import RECURRENT
 from plait.ir.verify import fail
 from plait.passes.context import Context
 from plait.passes.layout import row_space
 from plait.passes.pipeline import Pass, register_pass
 from plait.passes.rewrite import eliminate_dead
 
-ANCHORS = frozenset({"dot_general", "conv", "attention", "lstm", "gru", "rnn_tanh", "rnn_relu",
-                     "max_pool", "sum_pool", "cumsum"})  # fmt: skip
+ANCHORS = frozenset({
+    "dot_general", "conv", "attention", *RECURRENT, "max_pool", "sum_pool", "cumsum",
+})  # fmt: skip
 WITH_EPILOGUE = frozenset({"dot_general", "conv", "max_pool", "sum_pool"})
 # Anchors that read operands through index arithmetic, and so take inlined movement.
 READS_ANYWHERE = frozenset({"dot_general", "attention"})

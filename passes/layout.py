@@ -13,6 +13,7 @@ from plait.ir.builder import Builder, Value
 from plait.ir.dims import Dim, bounds
 from plait.ir.graph import Attrs, Graph, Node
 from plait.ir.layout import reshaped_layout, same_memory, transposed_layout
+from plait.ir.ops.recurrent import RECURRENT
 from plait.ir.types import TensorType
 from plait.passes.context import Context
 from plait.passes.pipeline import Pass, register_pass
@@ -107,7 +108,7 @@ def place(b: Builder, node: Node, operands: tuple[Value, ...], last: bool) -> tu
         layout = reshaped_layout(x.type, node.types[0].shape)
         if layout is None:
             operands = (relayout(b, x, None),)
-    elif node.op in ("aten", "lstm", "gru", "rnn_tanh", "rnn_relu"):
+    elif node.op in ("aten", *RECURRENT):
         operands = tuple(relayout(b, v, None) for v in operands)
     elif node.op == "relayout":
         layout = node.attrs["layout"]

@@ -10,6 +10,7 @@ import numpy as np
 from plait.ir.errors import PlanError
 from plait.ir.graph import Graph, Node
 from plait.ir.layout import strides
+from plait.ir.ops.recurrent import RECURRENT
 from plait.ir.types import TensorType
 
 if TYPE_CHECKING:
@@ -19,8 +20,7 @@ LINE = 64
 # Ops whose result at a place may need their operand at other places.
 READS_ELSEWHERE = frozenset({
     "slice", "take", "gather", "pad", "concat", "reverse", "transpose", "reshape", "broadcast_to",
-    "dot_general", "conv", "attention", "lstm", "gru", "rnn_tanh", "rnn_relu", "max_pool",
-    "sum_pool", "cumsum", "kernel",
+    "dot_general", "conv", "attention", *RECURRENT, "max_pool", "sum_pool", "cumsum", "kernel",
 })  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from plait.codegen.stripes import blocks
 from plait.codegen.target import Target, Template
 from plait.ir import types as t
 from plait.ir.dims import is_static
+from plait.ir.ops.recurrent import RECURRENT
 from plait.ir.types import TensorType
 
 # Functions whose code in TVM is a scalar call of the C library.
@@ -39,10 +40,7 @@ def cpu_target(threads: int = 2) -> Target:
         name="cpu",
         channels_last=True,
         approximates=APPROXIMATED,
-        composites={
-            "attention": _takes_attention,
-            **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _plain),
-        },
+        composites={"attention": _takes_attention, **dict.fromkeys(RECURRENT, _plain)},
         load=_load,
         threads=threads,
         join=blocks,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
@@ -12,6 +12,8 @@ from plait.ir.builder import Builder, Capture, Value
 from plait.ir.dims import equal
 from plait.ir.op import Call, Op, captures, register
 from plait.ir.types import TensorType
+
+RECURRENT: Final = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
 
 def _check(c: Call, count: int, w: TensorType) -> TensorType:
@@ -172,54 +174,10 @@ for _name, _function in (("rnn_tanh", "tanh"), ("rnn_relu", "relu")):
     )  # fmt: skip
 
 
-@captures("aten.lstm.input")
-def _lstm(cx: Capture, x: Value, state: Sequence[Value], params: Sequence[Value], has_biases: bool,
-          layers: int, dropout: float, train: bool, bidirectional: bool, batch_first: bool
-          ) -> tuple[Value, ...]:  # fmt: skip
-    width = 4 if has_biases else 2
-    if _drops(layers, dropout, train) or len(params) != layers * (1 + bidirectional) * width:
-        raise NotImplementedError("lstm with dropout or projections")
-    layer = partial(_summed, cx, "lstm")
-    return _stack(cx, x, state, params, layers, bidirectional, batch_first, layer)
+Weights: TypeAlias = Sequence[Value]
 
 
-@captures("aten.gru.input")
-def _gru(cx: Capture, x: Value, state: Value, params: Sequence[Value], has_biases: bool,
-         layers: int, dropout: float, train: bool, bidirectional: bool, batch_first: bool
-         ) -> tuple[Value, ...]:  # fmt: skip
-    units = state.shape[2]
-
-    def part(bias: Value, first: int, count: int) -> Value:
-        return cx.emit("slice", bias, start=(first * units,), step=(1,), size=(count * units,))
-
-    def layer(data: Value, states: list[Value], weights: Sequence[Value], reverse: bool
-              ) -> Sequence[Value]:  # fmt: skip
-        gates = cx.emit("dot_general", data, weights[0], lhs_contract=(2,), rhs_contract=(1,))
-        last = cx.b.full((units,), 0.0, x.dtype)
-        if has_biases:
-            gates = gates + (weights[2] + cx.emit("concat", part(weights[3], 0, 2), last, axis=0))
-            last = part(weights[3], 2, 1)
-        return cx.b.emit_all("gru", (gates, *states, weights[1], last), {"reverse": reverse})
-
-    if _drops(layers, dropout, train):
-        raise NotImplementedError("gru with dropout")
-    return _stack(cx, x, [state], params, layers, bidirectional, batch_first, layer)
-
-
-def _rnn(op: str, cx: Capture, x: Value, state: Value, params: Sequence[Value], has_biases: bool,
-         layers: int, dropout: float, train: bool, bidirectional: bool, batch_first: bool
-         ) -> tuple[Value, ...]:  # fmt: skip
-    if _drops(layers, dropout, train):
-        raise NotImplementedError(f"{op} with dropout")
-    layer = partial(_summed, cx, op)
-    return _stack(cx, x, [state], params, layers, bidirectional, batch_first, layer)
-
-
-captures("aten.rnn_tanh.input")(partial(_rnn, "rnn_tanh"))
-captures("aten.rnn_relu.input")(partial(_rnn, "rnn_relu"))
-
-
-def _summed(cx: Capture, op: str, data: Value, states: list[Value], weights: Sequence[Value],
+def _summed(op: str, cx: Capture, data: Value, states: list[Value], weights: Weights,
             reverse: bool) -> Sequence[Value]:  # fmt: skip
     """A layer whose biases, if it has any, all add to the input's share of its gates."""
     gates = cx.emit("dot_general", data, weights[0], lhs_contract=(2,), rhs_contract=(1,))
@@ -228,9 +186,38 @@ def _summed(cx: Capture, op: str, data: Value, states: list[Value], weights: Seq
     return cx.b.emit_all(op, (gates, *states, weights[1]), {"reverse": reverse})
 
 
-def _drops(layers: int, dropout: float, train: bool) -> bool:
-    """Whether torch drops anything, as it does between layers alone."""
-    return train and dropout > 0 and layers > 1
+def _gated(op: str, cx: Capture, data: Value, states: list[Value], weights: Weights,
+           reverse: bool) -> Sequence[Value]:  # fmt: skip
+    """A GRU's layer: the last gate's recurrent bias stays apart."""
+    units = states[0].shape[1]
+
+    def part(first: int, count: int) -> Value:
+        start, size = (first * units,), (count * units,)
+        return cx.emit("slice", weights[3], start=start, step=(1,), size=size)
+
+    gates = cx.emit("dot_general", data, weights[0], lhs_contract=(2,), rhs_contract=(1,))
+    last = cx.b.full((units,), 0.0, data.dtype)
+    if len(weights) > 2:
+        gates = gates + (weights[2] + cx.emit("concat", part(0, 2), last, axis=0))
+        last = part(2, 1)
+    return cx.b.emit_all(op, (gates, *states, weights[1], last), {"reverse": reverse})
+
+
+def _capture(op: str, layer: Callable[..., Sequence[Value]], cx: Capture, x: Value,
+             state: Value | Sequence[Value], params: Weights, has_biases: bool, layers: int,
+             dropout: float, train: bool, bidirectional: bool, batch_first: bool
+             ) -> tuple[Value, ...]:  # fmt: skip
+    width = 4 if has_biases else 2
+    drops = train and dropout > 0 and layers > 1  # torch does so between layers alone
+    if drops or len(params) != layers * (1 + bidirectional) * width:
+        raise NotImplementedError(f"{op} with dropout or projections")
+    states = [state] if isinstance(state, Value) else state
+    made = partial(layer, op, cx)
+    return _stack(cx, x, states, params, layers, bidirectional, batch_first, made)
+
+
+for _op in RECURRENT:
+    captures(f"aten.{_op}.input")(partial(_capture, _op, _gated if _op == "gru" else _summed))
 
 
 def _stack(cx: Capture, x: Value, state: Sequence[Value], params: Sequence[Value], layers: int,

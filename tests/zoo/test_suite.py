@@ -132,6 +132,15 @@ def test_a_candidate_that_fails_in_the_rounds_is_dropped_and_the_others_are_time
     assert timing.median("good") == 2.0
 
 
+def test_a_model_that_no_candidate_runs_keeps_the_reasons() -> None:
+    def bad() -> float:
+        raise CandidateFailed("it took too long")
+
+    timing, failed = suite.timed({"eager": bad, "plait": bad}, rounds=4, fewer={})
+    assert not timing.samples
+    assert failed == dict.fromkeys(("eager", "plait"), "it took too long")
+
+
 def built(run_seconds: float, *results: float) -> Built:
     return Built(1.0, run_seconds, 0, [np.array(results, np.float32)])
 
