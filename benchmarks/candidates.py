@@ -8,6 +8,7 @@ a sample; who asks the candidates in turns compares them as if they were in one 
 from __future__ import annotations
 
 import ctypes
+import gc
 import multiprocessing
 import os
 import signal
@@ -130,7 +131,9 @@ def _serve(build: Callable[[], Call], asked: Connection, parent: Connection, fol
     os.setsid()
     parent.close()  # or this process would keep its own connection open
     os.environ.update({name: str(Path(folder) / name) for name in CACHES})
+    gc.collect()  # or garbage of the parent, freed while building, would hide what that takes
     _map_libraries()
+    _forget_peak()
     before = resident("VmRSS")
     start = time.perf_counter()
     try:
@@ -167,6 +170,11 @@ def resident(field: str) -> int:
         if name == field:
             return int(value.split()[0]) << 10
     raise LookupError(field)
+
+
+def _forget_peak() -> None:
+    """Let `VmHWM` start again from what is resident now."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def _map_libraries() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Callable
@@ -46,6 +47,20 @@ def test_a_candidate_is_built_and_timed_elsewhere() -> None:
 
 def test_memory_that_was_freed_counts() -> None:
     def build() -> Call:
+        np.ones(64 * MEGABYTES, np.uint8)
+        return list
+
+    with Candidate(build, limit=60) as candidate:
+        assert 63 <= candidate.built.peak_bytes / MEGABYTES < 80
+
+
+def test_garbage_of_the_parent_does_not_count() -> None:
+    garbage: list[object] = [np.ones(96 * MEGABYTES, np.uint8)]
+    garbage.append(garbage)
+    del garbage
+
+    def build() -> Call:
+        gc.collect()
         np.ones(64 * MEGABYTES, np.uint8)
         return list
 
