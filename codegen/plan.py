@@ -64,11 +64,33 @@ class PointerArg:
 
 @dataclass(frozen=True)
 class Call:
-    """A call of the kernel exported as `symbol`; `label` says for people what it computes."""
+    """A call of the kernel exported as `symbol`; `label` says for people what it computes.
+
+    `parts`: 0 if the kernel starts threads by itself; else the calls that make it whole, which any
+    threads may do, with the number of the part as the last argument if there are several.
+    """
 
     symbol: str
     args: tuple[PointerArg, ...]
     label: str = ""
+    parts: int = 0
+
+
+@dataclass(frozen=True)
+class Code:
+    """The object of a kernel, and in how many parts it is called, as in `Call`."""
+
+    data: bytes
+    parts: int = 0
+
+    def to_bytes(self) -> bytes:
+        return b"%d\n" % self.parts + self.data
+
+    @staticmethod
+    def from_bytes(stored: bytes) -> Code:
+        """What `to_bytes` made."""
+        parts, _, data = stored.partition(b"\n")
+        return Code(data, int(parts))
 
 
 @dataclass(frozen=True)
@@ -262,11 +284,12 @@ def _step_json(step: Call | Copy) -> dict[str, Any]:
             "nbytes": step.nbytes,
         }
     args = [_pointer_json(a) for a in step.args]
-    return {"call": step.symbol, "args": args, "label": step.label}
+    return {"call": step.symbol, "args": args, "label": step.label, "parts": step.parts}
 
 
 def _step(data: Mapping[str, Any]) -> Call | Copy:
     if "copy" in data:
         dst, src = data["copy"]
         return Copy(_pointer(dst), _pointer(src), int(data["nbytes"]))
-    return Call(str(data["call"]), tuple(_pointer(a) for a in data["args"]), str(data["label"]))
+    args = tuple(_pointer(a) for a in data["args"])
+    return Call(str(data["call"]), args, str(data["label"]), int(data.get("parts", 0)))

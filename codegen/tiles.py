@@ -21,7 +21,7 @@ ORDER = 1.02  # what the worse order of loops is taken to cost
 # from memory; and when all panels are, for every tile of rows.
 ROWS_AGAIN, PANELS_AGAIN = (1.02, 1.2), (1.05, 1.5)
 MEMORY_BYTES = 6  # from memory in a cycle
-PARALLEL_CYCLES = 15_000  # below about 4 us, waking a second thread costs more than it saves
+PARALLEL_CYCLES = 8_000  # below about 2 us, waking a second thread costs more than it saves
 L2_BYTES = 512 * 1024
 L3_BYTES = 32 << 20
 SHARED_BYTES = L3_BYTES // 4  # what a kernel may count on to find again in the last-level cache

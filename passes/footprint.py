@@ -13,6 +13,7 @@ from plait.ir.ops.recurrent import RECURRENT
 EAGER_VIEWS = frozenset({"reshape", "transpose", "broadcast_to", "slice"})
 # Through these a reader may need less than all of the operand.
 SELECTING = frozenset({"reshape", "transpose", "slice"})
+SMALL_FLOPS, SMALL_BYTES = 10_000_000, 2 << 20
 
 
 def _bytes(graph: Graph, v: int) -> int:
@@ -85,6 +86,12 @@ def _contraction(graph: Graph, op: str, attrs: object, operands: tuple[int, ...]
     assert isinstance(compute.body, Reduce)
     extents = [a.extent for a in (*compute.axes, *compute.body.axes)]
     return 2 * math.prod(n for n in extents if isinstance(n, int))
+
+
+def small(body: Graph) -> bool:
+    """Whether a kernel takes some 100 us at most: starting threads for it is worth saving."""
+    moved = sum(_bytes(body, v) for v in (*range(len(body.inputs)), *body.outputs))
+    return flops(body) <= SMALL_FLOPS and moved <= SMALL_BYTES
 
 
 def reads(body: Graph) -> tuple[int, ...]:

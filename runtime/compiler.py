@@ -16,12 +16,13 @@ from typing import Any
 from numpy.typing import NDArray
 
 from plait.codegen.cpu import CpuTarget, host_cpu_model, host_features
-from plait.codegen.plan import ModulePlan, pack_weights
+from plait.codegen.plan import Code, ModulePlan, pack_weights
 from plait.codegen.target import Target
 from plait.ir import op as ops
 from plait.ir.errors import PlanError, Unsupported, UnsupportedOp
 from plait.ir.graph import Attrs, Graph
 from plait.ir.types import TensorType, bf16
+from plait.passes import footprint
 from plait.passes.context import Context
 from plait.passes.hooks import Timing
 from plait.passes.memory import MemoryPlan
@@ -125,7 +126,8 @@ def compile_graph(
     builder = _Kernels(lowered, machine, threads, cache, progress)
     kernels, objects = builder.run()
     seconds["kernels"] = time.perf_counter() - began - seconds["passes"]
-    plan, weights = make_plan(lowered, context.plan, builder.symbols, output_names)
+    calls = {k: (s, builder.parts[s]) for k, s in builder.symbols.items()}
+    plan, weights = make_plan(lowered, context.plan, calls, output_names)
     main = builder.through_cache(f"main-{plan.main_symbol}", lambda: _compile_main(plan, machine))
     seconds["total"] = time.perf_counter() - began
     seconds["main"] = seconds["total"] - seconds["passes"] - seconds["kernels"]
@@ -173,6 +175,7 @@ class _Kernels:
         self.progress = progress or (lambda stage, done, total: None)
         self.built = 0
         self.symbols: dict[int, str] = {}
+        self.parts: dict[str, int] = {}
 
     def run(self) -> tuple[tuple[Kernel, ...], list[bytes]]:
         calls: dict[str, int] = {}
@@ -183,14 +186,16 @@ class _Kernels:
                 self.symbols[k] = symbol
                 calls[symbol] = calls.get(symbol, 0) + 1
                 nodes.setdefault(symbol, k)
-        found = {s: data for s in nodes if (data := self.cache.get(s[2:])) is not None}
+        stored = {s: data for s in nodes if (data := self.cache.get(s[2:])) is not None}
+        found = {s: Code.from_bytes(data) for s, data in stored.items()}
         missing = [s for s in nodes if s not in found]
         done = len(found)
         one_by_one = Lock()  # compiling threads report here
 
         def finished(job: Any, data: bytes) -> None:
             nonlocal done
-            self.cache.put(job.symbol[2:], data)
+            found[job.symbol] = Code(data, self.parts[job.symbol])
+            self.cache.put(job.symbol[2:], found[job.symbol].to_bytes())
             with one_by_one:
                 done += 1
                 self.progress("kernels", done, len(nodes))
@@ -199,24 +204,29 @@ class _Kernels:
             open_tvm()
             from plait.codegen.tvm.build import KernelJob, compile_many
 
-            jobs = [KernelJob(s, partial(self._make, nodes[s])) for s in missing]
-            found.update(compile_many(jobs, self.machine, 2, finished))
+            jobs = [KernelJob(s, partial(self._make, s, nodes[s])) for s in missing]
+            compile_many(jobs, self.machine, 2, finished)
         self.built = len(missing)
+        self.parts = {s: code.parts for s, code in found.items()}
         kernels = tuple(self._kernel(s, nodes[s], calls[s]) for s in nodes)
-        return kernels, [found[s] for s in nodes]
+        return kernels, [found[s].data for s in nodes]
 
     def _symbol(self, attrs: Attrs) -> str:
         parts = (attrs["body"].digest, attrs["schedule"], *map(str, attrs["pitch"]))
         key = "\0".join((*parts, str(self.machine), code_fingerprint()))
         return f"k_{sha256(key.encode()).hexdigest()[:32]}"
 
-    def _make(self, k: int) -> Any:
-        """The PrimFunc of the kernel at node `k`."""
+    def _make(self, symbol: str, k: int) -> Any:
+        """The PrimFunc of the kernel at node `k`; it notes in how many parts that is called."""
+        from plait.codegen.tvm.parts import PARTS, in_parts
         from plait.codegen.tvm.pointers import over_pointers
         from plait.codegen.tvm.target import cpu_target
 
         attrs = self.graph.nodes[k].attrs
         func = cpu_target(self.threads).build(attrs["body"], attrs["schedule"], attrs["pitch"])
+        if footprint.small(attrs["body"]):
+            func = in_parts(func, self.threads)
+        self.parts[symbol] = int(func.attrs[PARTS]) if PARTS in func.attrs else 0
         return over_pointers(func)
 
     def _kernel(self, symbol: str, k: int, calls: int) -> Kernel:

@@ -18,12 +18,12 @@ from plait.passes.memory import MemoryPlan
 def make_plan(
     graph: Graph,
     memory: MemoryPlan,
-    symbols: Mapping[int, str],
+    calls: Mapping[int, tuple[str, int]],
     output_names: Sequence[str] = (),
 ) -> tuple[ModulePlan, dict[str, NDArray[Any]]]:
     """The plan of a lowered graph, and its weights by name.
 
-    `symbols`: those of the kernels by their nodes.
+    `calls`: the symbol and the parts of each kernel by its node.
 
     Raises `PlanError` for inputs and outputs that are not row-major: a caller's arrays are.
     """
@@ -56,7 +56,8 @@ def make_plan(
     for k, node in enumerate(graph.nodes):
         if node.op == "kernel":
             args = [pointer(v) for v in (*node.operands, *graph.results(k))]
-            steps.append(Call(symbols[k], tuple(args), node.attrs["body"].name))
+            symbol, parts = calls[k]
+            steps.append(Call(symbol, tuple(args), node.attrs["body"].name, parts))
     for index, v in enumerate(graph.outputs):
         source = pointer(v)
         if source != PointerArg("output", index):

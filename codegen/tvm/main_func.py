@@ -20,18 +20,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import tvm
 from tvm import tirx
 
 from plait.codegen import frame as f
 from plait.codegen.cpu import CpuTarget
-from plait.codegen.plan import Call, Copy, ModulePlan, PointerArg, TensorSpec
-from plait.codegen.tvm.build import MAIN_OPT_LEVEL, as_c_function, compile_object
+from plait.codegen.plan import ModulePlan, TensorSpec
+from plait.codegen.tvm.build import MAIN_OPT_LEVEL, compile_object
+from plait.codegen.tvm.steps import INT32, build_steps
 
 PrimExpr = Any
 Stmt = Any
 _DATA_FIELD = 1  # TVMStructFieldKind's kDLTensorData
-INT32 = tvm.ir.PrimType("int32")
 
 
 def build_main(plan: ModulePlan) -> Any:
@@ -52,45 +51,6 @@ def build_run(plan: ModulePlan) -> Any:
     frame, given, declared, words = _given_frame(plan)
     begin, end = _range()
     return _function([given, begin, end], [*declared, *_go(plan, frame, words, begin, end)])
-
-
-def build_steps(plan: ModulePlan) -> Any:
-    """The C function that runs the steps, and notes in the frame how that went."""
-    layout = _layout(plan)
-    frame, begin, end = tirx.Var("frame", "handle"), *_range()
-    declared, words = _memory(frame, layout.size, "int64")
-    places = {
-        "input": 0,
-        "output": len(plan.inputs),
-        "arena": layout.arena,
-        "weights": layout.weights,
-    }
-
-    def pointer(p: PointerArg) -> PrimExpr:
-        base = tirx.reinterpret("handle", words[places[p.space] + p.index])
-        if p.byte_offset == 0:
-            return base
-        return tirx.handle_add_byte_offset(base, _long(p.byte_offset))
-
-    def status(value: int) -> Stmt:
-        return tirx.BufferStore(words, _long(value), [layout.status])
-
-    def step(s: Call | Copy) -> Stmt:
-        if isinstance(s, Copy):
-            size = _long(s.nbytes)
-            copy = tirx.call_extern("handle", "memcpy", pointer(s.dst), pointer(s.src), size)
-            return tirx.Evaluate(copy)
-        call: Any = tirx.call_extern("int32", s.symbol, *(pointer(a) for a in s.args))
-        failed = tirx.SeqStmt([status(-1), tirx.Return(_int(0))])
-        return tirx.IfThenElse(call != 0, failed, None)
-
-    body = [
-        tirx.IfThenElse(tirx.all(begin <= i, i < end), step(s), None)
-        for i, s in enumerate(plan.steps)
-    ]
-    # A C function of TVM's can return nothing but 0.
-    stmts = [declared, status(0), *body, tirx.Return(_int(0))]
-    return as_c_function(_function([frame, begin, end], stmts))
 
 
 def build_check(plan: ModulePlan) -> Any:

@@ -13,11 +13,18 @@ _CPU = 1  # DLPack's kDLCPU
 def over_pointers(func: Any) -> Any:
     """The PrimFunc with each buffer parameter a `handle` to dense data; it returns int32 0.
 
+    Parameters that are numbers stay as they are.
+
     Pointers need the alignment of an element only, and may be equal (an output written in place of
     an operand), as long as each element is read before it is written.
     """
-    handles = [tirx.Var(f"p{i}", "handle") for i in range(len(func.params))]
-    views = [tirx.DeclBuffer(b, data=h) for b, h in zip(func.params, handles, strict=True)]
+    params, views = list[Any](), list[Any]()
+    for i, given in enumerate(func.params):
+        if isinstance(given.ty, tvm.ir.PrimType):
+            params.append(given)
+        else:
+            params.append(tirx.Var(f"p{i}", "handle"))
+            views.append(tirx.DeclBuffer(given, data=params[-1]))
     done = tirx.Return(tirx.IntImm("int32", 0))
     # Scratch beyond 1 KiB is a workspace of a device: buffers would name it.  It is freed where
     # the statement around it ends, which must be before the return.
@@ -25,5 +32,5 @@ def over_pointers(func: Any) -> Any:
     for key, value in (("device_id", 0), ("device_type", _CPU)):
         work = tirx.AttrStmt(tvm.ir.StringImm("default"), key, tirx.IntImm("int32", value), work)
     body = tirx.SeqStmt([*views, work, done])
-    result = tirx.PrimFunc(handles, body, ret_type=tvm.ir.PrimType("int32"), attrs=func.attrs)
+    result = tirx.PrimFunc(params, body, ret_type=tvm.ir.PrimType("int32"), attrs=func.attrs)
     return result.without_attr("tirx.noalias")

@@ -1,0 +1,70 @@
+"""Kernels in parts: the thread loop of a kernel cut out of it, for its caller to run.
+
+Starting threads costs a microsecond, meeting at a barrier a third of that.  Of a kernel that is
+little more than one parallel loop, each part can be a call: a module's function then starts threads
+once for many such kernels, which meet at barriers.  The parts are the same iterations as before.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tvm_ffi
+from tvm import s_tir, tirx
+
+Stmt = Any
+# The attribute of a PrimFunc that says in how many parts it is called: the last parameter is the
+# number of a part if they are several, and there is none if it is one.
+PARTS = "plait.parts"
+
+
+def in_parts(func: Any, most: int) -> Any:
+    """The kernel in up to `most` parts, if it is a loop of threads, or one part if it uses none.
+
+    Others, in which threads start more than once or beside other work, are returned as they are.
+    """
+    loops: list[Any] = []
+    tvm_ffi.structural_walk(func.body, (tirx.For, loops.append))
+    loops = [found for found in loops if found.kind == tirx.ForKind.PARALLEL]
+    if not loops:
+        return func.with_attr(PARTS, 1)
+    found = _whole(func.body)
+    if found is None or len(loops) > 1 or not isinstance(found.extent, tirx.IntImm):
+        return func
+    parts = min(most, int(found.extent))
+    if parts < 2:
+        return func
+    part = tirx.Var("part", "int32")
+    body = tvm_ffi.structural_map(func.body, (tirx.For, lambda f: _share(f, part, parts)))
+    attrs = func.attrs
+    made = tirx.PrimFunc([*func.params, part], body, ret_type=func.ret_type, attrs=attrs)
+    return made.with_attr(PARTS, parts)
+
+
+def _whole(stmt: Stmt) -> Any:
+    """The parallel loop that a statement is, around which there is no other work."""
+    if isinstance(stmt, tirx.For):
+        return stmt if stmt.kind == tirx.ForKind.PARALLEL else None
+    if isinstance(stmt, tirx.AttrStmt):
+        return _whole(stmt.body)
+    if isinstance(stmt, s_tir.SBlockRealize):
+        block = stmt.block
+        # Its buffers are those of iterations: TVM allocates each where it is used.
+        bare = not (block.iter_vars or block.match_buffers or block.init)
+        return _whole(block.body) if bare else None
+    return None
+
+
+def _share(loop: Any, part: Any, parts: int) -> Any:
+    """The iterations of the parallel loop that belong to a part; other loops as they are."""
+    if loop.kind != tirx.ForKind.PARALLEL:
+        return loop
+    first = part * loop.extent // parts
+    count = (part + 1) * loop.extent // parts - first
+    var = tirx.Var(loop.loop_var.name, "int32")
+
+    def moved(v: Any) -> Any:
+        return first + var if v.same_as(loop.loop_var) else v
+
+    body = tvm_ffi.structural_map(loop.body, (tirx.Var, moved))
+    return tirx.For(var, loop.min, count, tirx.ForKind.SERIAL, body)

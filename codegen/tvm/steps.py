@@ -1,0 +1,149 @@
+"""The C function that runs the steps of a module: calls of kernels, and copies.
+
+    steps(frame: void *, begin: int32, end: int32)
+
+Kernels that are called in parts share threads: a region starts them once, and they meet at a
+barrier wherever one step may read what another has made.  Every thread sees the same steps and
+barriers, also when a kernel has failed: the steps after it then do nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import tvm
+from tvm import tirx
+
+from plait.codegen import frame as f
+from plait.codegen.plan import Call, Copy, ModulePlan, PointerArg
+from plait.codegen.tvm.build import as_c_function
+
+PrimExpr = Any
+Stmt = Any
+Step = Call | Copy
+INT32 = tvm.ir.PrimType("int32")
+
+
+def regions(steps: Sequence[Step]) -> Iterator[tuple[int, int]]:
+    """Ranges [first, last) of steps, in order: those that share threads, and the others singly.
+
+    A range of several starts and ends with a step of several parts.
+    """
+    first = 0
+    while first < len(steps):
+        last = end = first + 1
+        while _parts(steps[first]) > 1 and end < len(steps) and _parts(steps[end]) > 0:
+            end += 1
+            if _parts(steps[end - 1]) > 1:
+                last = end
+        yield first, last
+        first = last
+
+
+def _parts(step: Step) -> int:
+    """Calls of a step that any threads may do; 0 of one that starts threads by itself."""
+    return step.parts if isinstance(step, Call) else 0
+
+
+def build_steps(plan: ModulePlan) -> Any:
+    """The function; what it returns is in the frame, since a C function of TVM's can return but 0.
+
+    The frame's word of status is 0 if all steps ran, -1 if a kernel failed.
+    """
+    return _Steps(plan).build()
+
+
+class _Steps:
+    """Builds the function of a plan."""
+
+    def __init__(self, plan: ModulePlan) -> None:
+        self.plan = plan
+        self.layout = f.FrameLayout(len(plan.inputs) + len(plan.outputs))
+        self.frame = tirx.Var("frame", "handle")
+        self.begin, self.end = tirx.Var("begin", "int32"), tirx.Var("end", "int32")
+        self.words = tirx.decl_buffer((self.layout.size,), "int64", name="words")
+        self.places = {
+            "input": 0,
+            "output": len(plan.inputs),
+            "arena": self.layout.arena,
+            "weights": self.layout.weights,
+        }
+
+    def build(self) -> Any:
+        params = [self.frame, self.begin, self.end]
+        stmts = [tirx.DeclBuffer(self.words, data=self.frame), self._status(0)]
+        for first, last in regions(self.plan.steps):
+            stmts.append(self._alone(first) if _parts(self.plan.steps[first]) < 2
+                         else self._region(first, last))  # fmt: skip
+        body = tirx.SeqStmt([*stmts, tirx.Return(_int(0))])
+        return as_c_function(tirx.PrimFunc(params, body, ret_type=INT32).with_attr("s_tir", True))
+
+    def _alone(self, i: int) -> Stmt:
+        """A step outside of any region; nothing follows one that failed."""
+        step = self.plan.steps[i]
+        if isinstance(step, Copy):
+            return self._if_wanted(i, i + 1, tirx.Evaluate(self._copy(step)))
+        failed = tirx.SeqStmt([self._status(-1), tirx.Return(_int(0))])
+        return self._if_wanted(i, i + 1, tirx.IfThenElse(self._call(step) != 0, failed, None))
+
+    def _region(self, first: int, last: int) -> Stmt:
+        """Steps [first, last) by threads that start once."""
+        steps, body = self.plan.steps, list[Stmt]()
+        for i in range(first, last):
+            work = self._shared(steps[i])
+            # Steps of one part belong to one thread; the end of the region is a barrier too.
+            if i + 1 < last and max(_parts(steps[i]), _parts(steps[i + 1])) > 1:
+                work = _attribute("pragma_parallel_barrier_when_finish", work)
+            body.append(self._if_wanted(i, i + 1, work))
+        together = (
+            _attribute("pragma_parallel_launch_point", tirx.SeqStmt(body)) if body[1:] else body[0]
+        )
+        failed = self.words[self.layout.status] != _long(0)
+        left = tirx.IfThenElse(failed, tirx.Return(_int(0)), None)
+        return self._if_wanted(first, last, tirx.SeqStmt([together, left]))
+
+    def _shared(self, step: Step) -> Stmt:
+        """A kernel's parts, shared out among the threads."""
+        assert isinstance(step, Call)
+        part, parts = tirx.Var("part", "int32"), step.parts
+        call = self._call(step, *([part] if parts > 1 else []))
+        runs = self.words[self.layout.status] == _long(0)
+        if parts == 1:  # a loop of one would be simplified away, and every thread run it
+            runs, parts = tirx.all(part == 0, runs), 2
+        work = tirx.IfThenElse(call != 0, self._status(-1), None)
+        body = tirx.IfThenElse(runs, work, None)
+        return tirx.For(part, _int(0), _int(parts), tirx.ForKind.PARALLEL, body)
+
+    def _if_wanted(self, first: int, last: int, work: Stmt) -> Stmt:
+        """Work for some of the steps [first, last), if any of them is to run."""
+        return tirx.IfThenElse(tirx.all(self.begin < last, first < self.end), work, None)
+
+    def _call(self, call: Call, *more: PrimExpr) -> Any:
+        args = (self._pointer(a) for a in call.args)
+        return tirx.call_extern("int32", call.symbol, *args, *more)
+
+    def _copy(self, copy: Copy) -> Any:
+        to, source = self._pointer(copy.dst), self._pointer(copy.src)
+        return tirx.call_extern("handle", "memcpy", to, source, _long(copy.nbytes))
+
+    def _pointer(self, p: PointerArg) -> PrimExpr:
+        base = tirx.reinterpret("handle", self.words[self.places[p.space] + p.index])
+        if p.byte_offset == 0:
+            return base
+        return tirx.handle_add_byte_offset(base, _long(p.byte_offset))
+
+    def _status(self, value: int) -> Stmt:
+        return tirx.BufferStore(self.words, _long(value), [self.layout.status])
+
+
+def _attribute(key: str, body: Stmt) -> Stmt:
+    return tirx.AttrStmt(tvm.ir.StringImm("default"), key, _int(1), body)
+
+
+def _int(value: int) -> Any:
+    return tirx.IntImm("int32", value)
+
+
+def _long(value: int) -> Any:
+    return tirx.IntImm("int64", value)
