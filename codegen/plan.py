@@ -284,7 +284,8 @@ def _step_json(step: Call | Copy) -> dict[str, Any]:
             "nbytes": step.nbytes,
         }
     args = [_pointer_json(a) for a in step.args]
-    return {"call": step.symbol, "args": args, "label": step.label, "parts": step.parts}
+    parts = {"parts": step.parts} if step.parts else {}  # artifacts of before have none
+    return {"call": step.symbol, "args": args, "label": step.label, **parts}
 
 
 def _step(data: Mapping[str, Any]) -> Call | Copy:

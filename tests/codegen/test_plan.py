@@ -48,6 +48,12 @@ def test_json_round_trip() -> None:
     assert after.main_symbol == before.main_symbol
 
 
+def test_a_plan_stored_before_kernels_had_parts_is_still_linked() -> None:
+    assert plan(*STEPS).main_symbol == "main_3630028987825ed100bbf389c8a0601d"
+    shared = plan(Call("k", (), "", 2))
+    assert ModulePlan.from_json(json.loads(json.dumps(shared.to_json()))) == shared
+
+
 def test_main_symbol_follows_the_content() -> None:
     assert plan(*STEPS).main_symbol != plan(*STEPS, arena=512).main_symbol
 
