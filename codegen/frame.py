@@ -1,4 +1,4 @@
-"""The table through which Python hands a call to native code, and where arrays keep their own.
+"""The table through which Python hands a call to native code, and where numpy keeps an array.
 
 A frame is words of 64 bits: where the data of each input and output is, the arena, the weights, how
 the run ended (0: well), the type `numpy.ndarray`, then the dtype object of each input and output.
