@@ -304,6 +304,38 @@ class Rebuilder:
         return self.b.add(Node("kernel", tuple(v.id for v in operands), attrs, types))
 
 
+@dataclass(frozen=True)
+class Placed:
+    """A concat or a slice that is no step.
+
+    parts: how many tensors lie inside its result, or it inside another if it is a slice.  copied:
+    how many others a kernel copies there.  nbytes: what need not move, which a kernel would copy.
+    """
+
+    node: Node
+    parts: int
+    copied: int
+    nbytes: int
+
+
+def placed(graph: Graph) -> list[Placed]:
+    """What the pass has left to the memory planner, in order."""
+    found = []
+    for k, node in enumerate(graph.nodes):
+        if node.op in ("concat", "slice"):
+            values = node.operands if node.op == "concat" else graph.results(k)
+            inside = [v for v in values if not _is_copy(graph.producer(v))]
+            moved = sum(nbytes(graph.types[v]) for v in inside)
+            found.append(Placed(node, len(inside), len(values) - len(inside), moved))
+    return found
+
+
+def _is_copy(made: Node | None) -> bool:
+    if made is None or made.op != "kernel":
+        return False
+    return [inner.op for inner in made.attrs["body"].nodes] == ["relayout"]
+
+
 @register_pass
 @dataclass(frozen=True)
 class Place(Pass):
