@@ -16,7 +16,7 @@ SELECTING = frozenset({"reshape", "transpose", "slice"})
 
 
 def _bytes(graph: Graph, v: int) -> int:
-    return math.prod(graph.types[v].static("memory estimate")) * graph.types[v].dtype.itemsize
+    return graph.types[v].nbytes("memory estimate")
 
 
 def eager_peak(graph: Graph) -> int:

@@ -20,14 +20,14 @@ from plait.ir.builder import Builder, Value
 from plait.ir.dims import Dim, is_static
 from plait.ir.graph import Attrs, Graph, Node
 from plait.ir.layout import memory_root, part_offsets, pitched, slice_offset, strides
-from plait.ir.types import TensorType
+from plait.ir.types import LINE_BYTES, TensorType
 from plait.passes.context import Context, Target
 from plait.passes.fuse import anchors
-from plait.passes.memory import ALIGNMENT, nbytes
+from plait.passes.memory import block_bytes
 from plait.passes.pipeline import Pass, register_pass
 from plait.passes.rewrite import eliminate_dead
 
-# Parts in one piece begin on lines (`ALIGNMENT`), which two threads then never share.
+# Parts in one piece begin on lines, which two threads then never share.
 VECTOR = 32  # bytes: rows that lie apart begin on vectors
 COPY = 64 * 1024  # bytes that others must save for each kernel that copies; its cost is a guess
 
@@ -55,7 +55,7 @@ class Whole:
 def wholes(graph: Graph) -> list[Whole]:
     """The concats that kernels without anchors store, those of most bytes first."""
     found = [w for k in range(len(graph.nodes)) if (w := _whole_of(graph, k)) is not None]
-    return sorted(found, key=lambda w: (-nbytes(graph.types[w.value]), -w.kernel))
+    return sorted(found, key=lambda w: (-block_bytes(graph.types[w.value]), -w.kernel))
 
 
 def _whole_of(graph: Graph, k: int) -> Whole | None:
@@ -139,7 +139,7 @@ class Placer:
 
     def _pays(self, whole: Whole, lies: list[bool]) -> bool:
         """Whether what need not move outweighs what is copied, and the kernels for that."""
-        sizes = [nbytes(self.graph.types[v]) for v in whole.operands]
+        sizes = [block_bytes(self.graph.types[v]) for v in whole.operands]
         saved = sum(n for n, inside in zip(sizes, lies, strict=True) if inside)
         return saved >= max(sum(sizes) - saved, COPY * lies.count(False), 1)
 
@@ -186,7 +186,7 @@ class Placer:
         if type.order != self.graph.types[whole.value].order:
             return None
         if _same_steps(type, strides(type), own):
-            return 0 if first % ALIGNMENT == 0 else None
+            return 0 if first % LINE_BYTES == 0 else None
         inner, size = type.order[-1], type.dtype.itemsize
         width = type.static("placing")[inner]
         outer = self.graph.types[whole.value].static("placing")[inner]
@@ -230,7 +230,7 @@ class Placer:
         asked = v in self.homes or v in self.outputs
         apart = memory_root(self.graph, source) in self.pitch or v in self.pitch
         size = node.types[0].dtype.itemsize
-        return first is not None and first * size % ALIGNMENT == 0 and not asked and not apart
+        return first is not None and first * size % LINE_BYTES == 0 and not asked and not apart
 
 
 def copying(type: TensorType, whole: TensorType) -> Graph:
@@ -325,7 +325,7 @@ def placed(graph: Graph) -> list[Placed]:
         if node.op in ("concat", "slice"):
             values = node.operands if node.op == "concat" else graph.results(k)
             inside = [v for v in values if not _is_copy(graph.producer(v))]
-            moved = sum(nbytes(graph.types[v]) for v in inside)
+            moved = sum(graph.types[v].nbytes("placing") for v in inside)
             found.append(Placed(node, len(inside), len(values) - len(inside), moved))
     return found
 
