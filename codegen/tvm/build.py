@@ -24,6 +24,7 @@ from plait.codegen.cpu import CpuTarget, checked_features, host_features
 from plait.ir.errors import CompileFailure, UnknownName
 
 MACHINE = "x86_64"
+STACK_BYTES = 1024  # TVM puts a smaller buffer on the stack
 MAIN_OPT_LEVEL = 0  # a main is straight-line calls: at level 3 LLVM takes five times as long
 
 

@@ -8,11 +8,9 @@ from typing import Any
 import tvm
 from tvm import tirx
 
-from plait.codegen.tvm.build import FLAT, host_target, pass_context, tvm_target
+from plait.codegen.tvm.build import FLAT, STACK_BYTES, host_target, pass_context, tvm_target
 
 Stmt = Any
-
-STACK_BYTES = 1024  # TVM puts a smaller buffer on the stack
 
 
 @dataclass(frozen=True)
