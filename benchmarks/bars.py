@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -18,11 +17,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.measuring import apart, best
 from benchmarks.report import report
 
-ROOT: Final = Path(__file__).resolve().parent.parent
-CALLS: Final = 3000
-LAUNCHES: Final = 100_000  # a call is only a microsecond or two
+SCRIPT: Final = "benchmarks.bars"
+CALLS: Final = 300  # of which an average is taken
+LAUNCHES: Final = 10_000  # the same where a call is only a microsecond or two
 
 
 def compile_seconds(name: str) -> dict[str, float]:
@@ -40,17 +40,6 @@ def compile_seconds(name: str) -> dict[str, float]:
     return {"compile": compiled - start, "total": time.perf_counter() - start}
 
 
-def best(call: Callable[[], object], calls: int = CALLS) -> float:
-    """Seconds of a call: the best of ten averages."""
-    times = []
-    for _ in range(10):
-        start = time.perf_counter()
-        for _ in range(calls // 10):
-            call()
-        times.append((time.perf_counter() - start) / (calls // 10))
-    return min(times)
-
-
 def launch_overhead(_: str) -> dict[str, float]:
     """Microseconds of a call of the 3x256 MLP above its kernels: artifact, and torch.compile."""
     import torch
@@ -65,7 +54,7 @@ def launch_overhead(_: str) -> dict[str, float]:
         plait.compile(entry.model, entry.example_args).save(path)
         model = plait.load(path)
         array = x.numpy()
-        whole = best(lambda: model(array))
+        whole = best(lambda: model(array), CALLS)
         kernels = _kernel_seconds(model, array)
     with torch.no_grad():
         result = entry.model(x)
@@ -98,7 +87,7 @@ def _dynamo_seconds(model: Any, x: Any, result: Any, touch: bool) -> float:
 
         return run
 
-    return _torch_seconds(model, x, backend) - best(read)
+    return _torch_seconds(model, x, backend) - best(read, CALLS)
 
 
 def _torch_seconds(model: Any, x: Any, backend: Any) -> float:
@@ -107,7 +96,7 @@ def _torch_seconds(model: Any, x: Any, backend: Any) -> float:
     torch._dynamo.reset()
     fast = torch.compile(model, backend=backend)
     fast(x)
-    return best(lambda: fast(x))
+    return best(lambda: fast(x), CALLS)
 
 
 def _kernel_seconds(model: Any, *arrays: Any) -> float:
@@ -121,25 +110,21 @@ def _checked_frame(model: Any, arrays: tuple[Any, ...]) -> tuple[Any, tuple[Any,
     """A frame that points to the arrays and to new outputs, and those."""
     import numpy as np
 
-    from plait.codegen.frame import REFUSED
+    from plait.codegen.frame import ITEMS, REFUSED
 
     model(*arrays)  # sets the threads
     outputs = tuple([np.empty(t.shape, t.numpy) for t in model.outputs])
     frame = model._take_frame()
-    if model._check(frame.address, *map(_items, (arrays, outputs))) == REFUSED:
+    if model._check(frame.address, id(arrays) + ITEMS, id(outputs) + ITEMS) == REFUSED:
         raise SystemExit("the arrays are not what the model takes")
     return frame, outputs
-
-
-def _items(arrays: tuple[Any, ...]) -> int:
-    """Where a tuple's items lie."""
-    return id(arrays) + tuple.__basicsize__
 
 
 def launch_cost(_: str) -> dict[str, float]:
     """Nanoseconds of the parts of a call with four inputs and one output, kernels left out."""
     import numpy as np
 
+    from plait.codegen.frame import ITEMS
     from plait.ir import types as t
     from plait.ir.builder import Builder
     from plait.ir.types import TensorType
@@ -155,7 +140,9 @@ def launch_cost(_: str) -> dict[str, float]:
     nothing = best(lambda: None, LAUNCHES)
     parts = {
         "outputs": lambda: tuple([new() for new in model._new_outputs]),
-        "checks and pointers": lambda: model._check(frame.address, _items(arrays), _items(outputs)),
+        "checks and pointers": lambda: model._check(
+            frame.address, id(arrays) + ITEMS, id(outputs) + ITEMS
+        ),
         "threads": lambda: _thread_state.use(2, 0),
         "call of no step": lambda: model._run(frame.address, 0, 0),
     }
@@ -183,50 +170,37 @@ MEASURES: Final[dict[str, Callable[[str], dict[str, float]]]] = {
 }
 
 
-def apart(measure: str, name: str, cache: Path | None = None) -> dict[str, float]:
-    """A measurement in a new process, with a kernel cache of its own if one is given."""
-    env = {**os.environ, **({"PLAIT_CACHE_DIR": str(cache)} if cache else {})}
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.bars", "--one", measure, name]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{measure} of {name} failed:\n{done.stderr}")
-    found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
-
-
 def help_seconds() -> float:
     """The best of five runs of `plait --help`."""
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        subprocess.run([Path(sys.executable).parent / "plait", "--help"], capture_output=True,
-                       check=True)  # fmt: skip
-        times.append(time.perf_counter() - start)
-    return min(times)
+    command = [Path(sys.executable).parent / "plait", "--help"]
+    return best(lambda: subprocess.run(command, capture_output=True, check=True), rounds=5)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", default="resnet50,bert_base", help="for compile times")
     parser.add_argument("--memory", default="all", help="zoo names, or all")
-    parser.add_argument("--one", nargs=2, metavar=("MEASURE", "MODEL"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--one", nargs=3, metavar=("MEASURE", "MODEL", "FILE"), help=argparse.SUPPRESS
+    )
     given = parser.parse_args()
     if given.one:
-        print(json.dumps(MEASURES[given.one[0]](given.one[1])))
+        measure, name, file = given.one
+        Path(file).write_text(json.dumps(MEASURES[measure](name)))
         return
     held = [report("plait --help", help_seconds(), 0.4, "s")]
     for name in given.models.split(","):
         with tempfile.TemporaryDirectory() as folder:
-            cold = apart("compile", name, Path(folder))
-            warm = apart("compile", name, Path(folder))
+            cold = apart(SCRIPT, ["compile", name], cache=Path(folder))
+            warm = apart(SCRIPT, ["compile", name], cache=Path(folder))
         held.append(report(f"{name}: compile after export, cold", cold["total"], 5, "s"))
         held.append(report(f"{name}: compile after export, cached", warm["total"], 1, "s"))
-    launch = apart("launch", "")
+    launch = apart(SCRIPT, ["launch", ""])
     checks = launch["checks and pointers"]
     for part, spent in launch.items():
         print(f"{f'four inputs: {part}':<46} {spent:8.0f} ns")
     held.append(report("four inputs: checks and pointers", checks / 1000, 2, "us"))
-    cost = apart("overhead", "mlp")
+    cost = apart(SCRIPT, ["overhead", "mlp"])
     print(f"{'mlp: its kernels':<46} {cost['kernels']:8.2f} us")
     print(f"{'mlp: torch.compile around an empty backend':<46} {cost['dynamo']:8.2f} us")
     print(f"{'mlp: the same, weights read in between':<46} {cost['dynamo, cold']:8.2f} us")
@@ -235,7 +209,7 @@ def main() -> None:
     from benchmarks.zoo import ZOO
 
     for name in ZOO if given.memory == "all" else given.memory.split(","):
-        found = apart("memory", name)
+        found = apart(SCRIPT, ["memory", name])
         megabytes = found["arena"] / 1e6, found["eager"] / 1e6
         held.append(report(f"{name}: arena, against eager's peak", *megabytes, "MB"))
     raise SystemExit(0 if all(held) else 1)

@@ -11,9 +11,9 @@ from __future__ import annotations
 import copy
 import io
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import MappingProxyType
@@ -23,6 +23,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from benchmarks.measuring import best
 
 Call: TypeAlias = Callable[[], list[NDArray[Any]]]
 Builder: TypeAlias = Callable[[nn.Module, tuple[Tensor, ...], int], Call]
@@ -149,7 +151,9 @@ def iree(model: nn.Module, args: tuple[Tensor, ...], threads: int) -> Call:
     runtime.flags.parse_flags(f"--task_topology_group_count={threads}")
     config = runtime.Config("local-task")
     calls = [_iree_call(_iree_program(program, flags), args, config) for flags in ((), TILED)]
-    return min(calls, key=_quickest)
+    for call in calls:
+        call()
+    return min(calls, key=partial(best, rounds=3))
 
 
 TILED: Final = ("--iree-opt-data-tiling", "--iree-llvmcpu-enable-ukernels=all")
@@ -193,17 +197,6 @@ def _iree_call(program: bytes, args: tuple[Tensor, ...], config: Any) -> Call:
         return [part.to_host() for part in (found if isinstance(found, tuple) else (found,))]
 
     return call
-
-
-def _quickest(call: Call) -> float:
-    """Seconds of the fastest of three runs after a first one."""
-    call()
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return min(times)
 
 
 def plait(model: nn.Module, args: tuple[Tensor, ...], threads: int) -> Call:

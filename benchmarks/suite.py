@@ -6,7 +6,8 @@
 Every model runs in a process of its own, and in it every candidate again in one of its own, which
 builds with empty caches and then waits. Each round times every candidate once, in rotating order;
 what is printed are medians and, against the fastest peer, the ratio with a 95 % bootstrap interval.
-There are seven rounds, and up to thirty as time allows; a peer far behind the others gets three.
+There are seven rounds, and up to thirty as time allows, or as many as `--rounds` says; a peer far
+behind the others gets three.
 A candidate whose outputs do not agree with eager is not timed.
 
 `--peers all` adds those that take long to build or to run. Results go to
@@ -21,9 +22,6 @@ import argparse
 import dataclasses
 import json
 import math
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -31,21 +29,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.candidates import Built, Candidate, CandidateFailed
+from benchmarks.measuring import MODELS, RESULTS, ROOT, MeasurementFailed, apart, chosen, keep
 from benchmarks.report import report
 from benchmarks.tables import BEST, OURS, geometric_mean, plot, ratio, section
 from plait.ir import knobs
 from plait.runtime.bench import Comparison, interleave
 
-ROOT: Final = Path(__file__).resolve().parent.parent
-RESULTS: Final = ROOT / "benchmarks" / "results"
 README: Final = ROOT / "README.md"
 PLOTS: Final = ROOT / "docs"
-MODELS: Final = (
-    "mlp", "lstm", "gru", "minilm", "bert_base", "gpt2", "vit_s", "resnet18", "resnet50",
-    "mobilenet_v2", "convnext_t", "swin_t", "efficientnet_b0", "densenet121", "vgg16",
-    "whisper_tiny", "t5_small", "gpt2_decode", "crepe_tiny", "crepe_full", "mtcnn_pnet",
-    "mtcnn_rnet", "mtcnn_onet",
-)  # fmt: skip
 PEERS: Final = ("eager", "inductor", "openvino", "onnxruntime")
 SLOW_PEERS: Final = ("inductor max-autotune", "tvm", "iree")
 BUILD_LIMIT: Final = 300.0  # seconds of building and two runs
@@ -182,18 +173,15 @@ def measure_apart(
     name: str, rounds: int | None, threads: int, batch: int, slow_peers: bool
 ) -> dict[str, Any]:
     """`measure` in a process of its own, so that no model's threads or memory disturb the next."""
-    with tempfile.NamedTemporaryFile(suffix=".json") as result:
-        command = [sys.executable, "-m", "benchmarks.suite", "--one", name, result.name]
-        command += ["--threads", str(threads), "--batch", str(batch)]
-        command += ["--rounds", str(rounds)] if rounds else []
-        command += ["--peers", "all"] if slow_peers else []
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        if done.returncode:
-            lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-            row = {"model": name, "weights": "", "absent": {OURS: lines[-1]}}
-            return {**row, "seconds": {}, "build_seconds": {}}
-        found: dict[str, Any] = json.loads(Path(result.name).read_text())
-        return found
+    options = ["--threads", threads, "--batch", batch]
+    options += ["--rounds", rounds] if rounds else []
+    options += ["--peers", "all"] if slow_peers else []
+    try:
+        found: dict[str, Any] = apart("benchmarks.suite", [name], options)
+    except MeasurementFailed as error:
+        row = {"model": name, "weights": "", "absent": {OURS: str(error).splitlines()[-1]}}
+        return {**row, "seconds": {}, "build_seconds": {}}
+    return found
 
 
 def bars(results: dict[str, Any], models: Sequence[str]) -> bool:
@@ -228,9 +216,9 @@ def run(
     threads: int,
     batch: int,
     slow_peers: bool,
-    keep: Callable[[dict[str, Any]], object],
+    file: Path,
 ) -> list[str]:
-    """Measure the models one after another, telling and keeping each result as it comes.
+    """Measure the models one after another, telling each result and keeping it in a file.
 
     Gives the names of those of which nothing was measured; what is on record of them stays.
     """
@@ -245,16 +233,10 @@ def run(
         for peer, reason in row["absent"].items():
             print(f"  without {peer}: {reason}", flush=True)
         if row["seconds"]:
-            keep({**head, "rows": [row]})
+            keep(file, {**head, "rows": [row]})
         else:
             lost.append(name)
     return lost
-
-
-def updated(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """The old results with the rows of the new ones in place of their own."""
-    rows = {row["model"]: row for row in (*old["rows"], *new["rows"])}
-    return {**new, "rows": [rows[name] for name in MODELS if name in rows]}
 
 
 def main() -> None:
@@ -276,20 +258,14 @@ def main() -> None:
     stem = f"batch{given.batch}{'-all' if slow_peers else ''}"
     file = RESULTS / f"{stem}.json"
 
-    def keep(new: dict[str, Any]) -> None:
-        old = json.loads(file.read_text()) if file.exists() else {"rows": []}
-        file.write_text(json.dumps(updated(old, new), indent=1) + "\n")
-
-    models = [name for name in given.models.split(",") if name]
-    if unknown := set(models) - set(MODELS):
-        parser.error(f"unknown models: {', '.join(sorted(unknown))}; known: {', '.join(MODELS)}")
-    lost = run(models, given.rounds, given.threads, given.batch, slow_peers, keep)
+    names = chosen(parser, given.models)
+    lost = run(names, given.rounds, given.threads, given.batch, slow_peers, file)
     if not file.exists():
         raise SystemExit("nothing was measured")
     results = json.loads(file.read_text())
     text = section(results, f"docs/speed_{stem}.svg")
     print(f"\n{text}\n")
-    held = bars(results, models if slow_peers else MODELS) and not lost
+    held = bars(results, names if slow_peers else MODELS) and not lost
     plot(results, PLOTS / f"speed_{stem}.svg")
     if given.write_readme:
         write_readme(text, f"bench {stem}")

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,8 +20,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.measuring import MODELS, RESULTS, apart, chosen, keep
 from benchmarks.report import report
-from benchmarks.suite import MODELS, RESULTS, ROOT
 from plait.ir import knobs
 
 FILE: Final = RESULTS / "tuning.json"
@@ -59,20 +57,6 @@ def measure(name: str, budget: float) -> dict[str, Any]:
     }
 
 
-def measure_apart(name: str, budget: float) -> dict[str, Any]:
-    """`measure` in a process with an empty cache; raises `SystemExit` if it fails."""
-    with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder) / "row.json"
-        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.tuning"]
-        command += ["--budget", str(budget), "--one", name, str(result)]
-        env = {**os.environ, knobs.CACHE_DIR.name: str(Path(folder) / "cache")}
-        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(f"tuning {name} failed:\n{done.stderr}")
-        row: dict[str, Any] = json.loads(result.read_text())
-        return row
-
-
 def bars(row: Mapping[str, Any]) -> bool:
     """Print a model's two bars; whether both hold. Kernels that were left out hold none."""
     name = row["model"]
@@ -95,18 +79,13 @@ def main() -> None:
         name, file = given.one
         Path(file).write_text(json.dumps(measure(name, given.budget)))
         return
-    names = [name for name in given.models.split(",") if name]
-    if unknown := set(names) - set(MODELS):
-        parser.error(f"unknown models: {', '.join(sorted(unknown))}; known: {', '.join(MODELS)}")
     held = True
-    for name in names:
-        row = measure_apart(name, given.budget)
+    for name in chosen(parser, given.models):
+        with tempfile.TemporaryDirectory() as cache:
+            row = apart("benchmarks.tuning", [name], ["--budget", given.budget], Path(cache))
         held &= bars(row)
         sys.stdout.flush()
-        old = json.loads(FILE.read_text())["rows"] if FILE.exists() else []
-        rows = {each["model"]: each for each in (*old, row)}
-        kept = {"rows": [rows[each] for each in MODELS if each in rows]}
-        FILE.write_text(json.dumps(kept, indent=1) + "\n")
+        keep(FILE, {"rows": [row]})
     raise SystemExit(0 if held else 1)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 # Words of an array object: PyArrayObject_fields of numpy's C interface behind CPython's header.
 TYPE, DATA, RANK, DIMENSIONS, DTYPE, FLAGS = 1, 2, 3, 4, 7, 8
+ITEMS = tuple.__basicsize__  # bytes from a tuple object's start to its items
 READY = 0x1 | 0x100  # flags: dense and row-major, aligned
 REFUSED = -2  # what `check` returns for arrays that are not as the plan says
 

@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plait.ir.errors import PlanError
-from plait.ir.types import DTYPES
+from plait.ir.types import DTYPES, LINE_BYTES
 
 Space = Literal["input", "output", "arena", "weights"]
-ALIGNMENT = 64  # a cache line, and the widest vector of any CPU target
+ALIGNMENT = LINE_BYTES  # of the arena, the weights, and their places in files
 
 
 @dataclass(frozen=True)

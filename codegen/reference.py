@@ -7,7 +7,6 @@ polynomials), and what they made is then run without any code generator.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
@@ -96,7 +95,7 @@ def run_planned(
     """
     bind_sizes(graph, inputs)
     arena = np.full(plan.size, 0xFF, np.uint8)
-    outputs = [np.empty(_nbytes(ty), np.uint8) for ty in graph.output_types]
+    outputs = [np.empty(ty.nbytes("the memory plan"), np.uint8) for ty in graph.output_types]
     memory: dict[Storage, Any] = {
         Storage("input", k): _bytes(ty, np.asarray(a))
         for k, (ty, a) in enumerate(zip(graph.input_types, inputs, strict=True))
@@ -128,10 +127,6 @@ def run_planned(
     return [value(v).copy(order="C") for v in graph.outputs]
 
 
-def _nbytes(type: TensorType) -> int:
-    return math.prod(type.static("the memory plan")) * type.dtype.itemsize
-
-
 def _bytes(type: TensorType, array: Any) -> Any:
     """The memory of a tensor, in its physical layout."""
     return np.ascontiguousarray(array.transpose(type.order)).reshape(-1).view(np.uint8)
@@ -145,6 +140,6 @@ def _tensor(memory: Any, type: TensorType, pitch: int) -> Any:
         steps = [size * s for s in pitched(type, pitch) if isinstance(s, int)]
         whole = memory[: len(memory) // size * size].view(type.dtype.numpy)
         return np.lib.stride_tricks.as_strided(whole, shape, steps)
-    flat = memory[: _nbytes(type)].view(type.dtype.numpy)
+    flat = memory[: type.nbytes("the memory plan")].view(type.dtype.numpy)
     physical = flat.reshape([shape[d] for d in type.order])
     return physical.transpose(np.argsort(type.order).tolist())

@@ -84,6 +84,14 @@ class Chain:
         """Rows of `before` that a stripe adds."""
         return rows * self.window.stride[0]
 
+    def shares(self, cut: Cut) -> tuple[int, int]:
+        """The stripes of an image and those of a band; the last band may have fewer, never none."""
+        stripes = self.window.oh // cut.rows
+        each = ceil_div(stripes, cut.bands)
+        assert stripes * cut.rows == self.window.oh, f"{cut} leaves rows out"
+        assert (cut.bands - 1) * each < stripes, f"{cut} has empty bands"
+        return stripes, each
+
     def scratch(self, cut: Cut) -> list[int]:
         """Elements of the result of each stage but the last."""
         w, last_before = self.window, len(self.before) - 1
@@ -104,7 +112,7 @@ class Chain:
         for rows in range(1, w.oh + 1):
             stripes = w.oh // rows
             wanted = min(stripes, threads // math.gcd(w.n, threads)) if self.before else stripes
-            cut = Cut(rows, ceil_div(stripes, ceil_div(stripes, wanted)))  # no band is empty
+            cut = Cut(rows, ceil_div(stripes, ceil_div(stripes, wanted)))
             if 4 * sum(self.scratch(cut)) > WORKSPACE_BYTES:
                 break
             if w.oh % rows == 0:
@@ -113,8 +121,7 @@ class Chain:
 
     def cycles(self, cut: Cut, threads: int) -> float:
         """Estimated cycles of the busiest thread."""
-        w, stripes = self.window, self.window.oh // cut.rows
-        each = ceil_div(stripes, cut.bands)
+        w, (_, each) = self.window, self.shares(cut)
         new = self.new_rows(cut.rows)
         row = sum(s.cycles(w.w) + SPAN_CYCLES for s in self.before)
         stripe = row * new + sum(s.cycles(cut.rows * w.ow) + SPAN_CYCLES for s in self._later)

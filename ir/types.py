@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 
 from plait.ir.dims import Dim, product
 from plait.ir.errors import UnsupportedSymbol
+
+LINE_BYTES = 64  # a cache line, and the widest vector of any CPU target
 
 
 @dataclass(frozen=True, order=True)
@@ -88,16 +91,16 @@ class TensorType:
         """Number of elements."""
         return product(self.shape)
 
-    @property
-    def nbytes(self) -> Dim:
-        return self.size * self.dtype.itemsize
-
     def static(self, stage: str) -> tuple[int, ...]:
         """The shape as ints, or `UnsupportedSymbol` naming the symbolic dimension."""
         for dim in self.shape:
             if not isinstance(dim, int):
                 raise UnsupportedSymbol(stage=stage, dim=str(dim))
         return tuple(d for d in self.shape if isinstance(d, int))
+
+    def nbytes(self, stage: str) -> int:
+        """Bytes of all elements, or `UnsupportedSymbol` naming the symbolic dimension."""
+        return math.prod(self.static(stage)) * self.dtype.itemsize
 
     def with_dtype(self, dtype: DType) -> TensorType:
         return replace(self, dtype=dtype)

@@ -17,7 +17,7 @@ SMALL_FLOPS, SMALL_BYTES = 10_000_000, 2 << 20
 
 
 def _bytes(graph: Graph, v: int) -> int:
-    return math.prod(graph.types[v].static("memory estimate")) * graph.types[v].dtype.itemsize
+    return graph.types[v].nbytes("memory estimate")
 
 
 def eager_peak(graph: Graph) -> int:

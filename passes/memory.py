@@ -19,11 +19,9 @@ from plait.ir.layout import (
     slice_offset,
     strides,
 )
-from plait.ir.types import TensorType
+from plait.ir.types import LINE_BYTES, TensorType
 from plait.passes.context import Context
 from plait.passes.pipeline import Pass, register_pass
-
-ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
@@ -70,12 +68,9 @@ class MemoryPlan:
     bound: int
 
 
-def nbytes(type: TensorType) -> int:
-    """Bytes of a static tensor, rounded up to the arena's alignment; at least one line."""
-    size = 1
-    for n in type.static("memory planning"):
-        size *= n
-    return max(ALIGNMENT, -(-size * type.dtype.itemsize // ALIGNMENT) * ALIGNMENT)
+def block_bytes(type: TensorType) -> int:
+    """What a static tensor takes in the arena: whole lines, at least one."""
+    return max(1, -(-type.nbytes("memory planning") // LINE_BYTES)) * LINE_BYTES
 
 
 def in_place_operand(graph: Graph, k: int, result: int) -> list[int]:
@@ -220,13 +215,13 @@ class Planner:
                 self.spans[home.index][2] = max(self.spans[home.index][2], self.last[v])
             return home
         if v not in self.wholes:
-            self.spans.append([nbytes(self.graph.types[v]), k, self.last[v]])
+            self.spans.append([block_bytes(self.graph.types[v]), k, self.last[v]])
             self.wholes[v] = Storage("arena", len(self.spans) - 1)
         return self.wholes[v]
 
     def _place(self, k: int, result: int, v: int, taken: set[int]) -> Storage:
         """A block that an operand leaves now, if the kernel may write there, or a new one."""
-        size = nbytes(self.graph.types[v])
+        size = block_bytes(self.graph.types[v])
         for operand in in_place_operand(self.graph, k, result):
             home = self.storage[operand]
             if home.space != "arena" or home.index in taken:

@@ -11,12 +11,11 @@ from plait.ir.errors import PlanError
 from plait.ir.graph import Graph, Node
 from plait.ir.layout import strides
 from plait.ir.ops.recurrent import RECURRENT
-from plait.ir.types import TensorType
+from plait.ir.types import LINE_BYTES, TensorType
 
 if TYPE_CHECKING:
     from plait.passes.memory import MemoryPlan
 
-LINE = 64
 # Ops whose result at a place may need their operand at other places.
 READS_ELSEWHERE = frozenset({
     "slice", "take", "gather", "pad", "concat", "reverse", "transpose", "reshape", "broadcast_to",
@@ -38,8 +37,10 @@ def check_plan(graph: Graph, plan: MemoryPlan) -> None:
     for number, block in enumerate(plan.blocks):
         if block.offset < 0 or block.offset + block.size > plan.size:
             raise PlanError(f"block {number} leaves the arena of {plan.size} bytes")
-        if block.offset % LINE:
-            raise PlanError(f"block {number} at {block.offset} is not aligned to {LINE} bytes")
+        if block.offset % LINE_BYTES:
+            raise PlanError(
+                f"block {number} at {block.offset} is not aligned to {LINE_BYTES} bytes"
+            )
         if block.first > block.last:
             raise PlanError(f"block {number} ends before it begins")
     Replay(graph, plan).run()
@@ -67,7 +68,7 @@ class Replay:
             ("arena", 0): np.full(plan.size // self.unit + 1, -1, np.int64)
         }
         for k, ty in enumerate(graph.output_types):
-            size = -(-self._nbytes(ty) // self.unit)
+            size = -(-ty.nbytes("memory check") // self.unit)
             self.owner["output", k] = np.full(size, -1, np.int64)
         self.shown: dict[int, Any] = {v: self._own(v) for v in range(len(graph.inputs))}
 
@@ -85,11 +86,8 @@ class Replay:
         for v in self.graph.outputs:
             self._read(v, "the graph's output", 0)
 
-    def _nbytes(self, type: TensorType) -> int:
-        return math.prod(type.static("memory check")) * type.dtype.itemsize
-
     def _unit(self) -> int:
-        unit = math.gcd(LINE, *(home.offset for home in self.plan.storage))
+        unit = math.gcd(LINE_BYTES, *(home.offset for home in self.plan.storage))
         for node in self.graph.nodes:
             touched = [self.graph.types[v] for v in node.operands] + list(node.types)
             if node.op == "concat":
@@ -102,12 +100,12 @@ class Replay:
         return unit
 
     def _own(self, v: int) -> Any:
-        return np.full(-(-self._nbytes(self.graph.types[v]) // self.unit), v, np.int64)
+        return np.full(-(-self.graph.types[v].nbytes("memory check") // self.unit), v, np.int64)
 
     def _place(self, v: int, pitch: int) -> tuple[tuple[str, int], Any]:
         """The space of a value and its units there, in the order of its memory."""
         home, type = self.plan.storage[v], self.graph.types[v]
-        need = self._nbytes(type)
+        need = type.nbytes("memory check")
         row = _row(type) if pitch else need
         rows = need // row if row else 0
         step = pitch * type.dtype.itemsize
@@ -199,7 +197,7 @@ class Replay:
         if not np.array_equal(size * _addresses(_source(node, there, a), a) + base.offset, moved):
             raise PlanError(f"%{v} is no view of %{source}: elements lie at other addresses")
         first = (home.offset - base.offset) // self.unit
-        return self.shown[source][first : first + -(-self._nbytes(b) // self.unit)]
+        return self.shown[source][first : first + -(-b.nbytes("memory check") // self.unit)]
 
 
 def _source(node: Node, where: Any, type: TensorType) -> Any:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from plait.ir.graph import Graph
 from plait.passes.context import Context
-from plait.passes.memory import Planner, nbytes
+from plait.passes.memory import Planner, block_bytes
 from plait.passes.pipeline import Pass, register_pass
 from plait.passes.rewrite import reordered
 
@@ -16,7 +16,7 @@ def greedy_order(graph: Graph) -> list[int]:
 
     Ties go to the step that came first, so that a chain stays a chain.
     """
-    sizes = [nbytes(ty) for ty in graph.types]
+    sizes = [block_bytes(ty) for ty in graph.types]
     free = {v for k, n in enumerate(graph.nodes) if n.op == "constant" for v in graph.results(k)}
     free.update(range(len(graph.inputs)))
     readers = [len(u) + graph.outputs.count(v) for v, u in enumerate(graph.users)]

@@ -12,44 +12,50 @@ says so.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from plait.ir.builder import Builder, Value
 from plait.ir.dims import Dim, is_static
 from plait.ir.graph import Attrs, Graph, Node
 from plait.ir.layout import memory_root, part_offsets, pitched, slice_offset, strides
-from plait.ir.types import TensorType
+from plait.ir.types import LINE_BYTES, TensorType
 from plait.passes.context import Context, Target
 from plait.passes.fuse import anchors
-from plait.passes.memory import ALIGNMENT, nbytes
+from plait.passes.memory import block_bytes
 from plait.passes.pipeline import Pass, register_pass
 from plait.passes.rewrite import eliminate_dead
 
-# Parts in one piece begin on lines (`ALIGNMENT`), which two threads then never share.
+# Parts in one piece begin on lines, which two threads then never share.
 VECTOR = 32  # bytes: rows that lie apart begin on vectors
-COPY = 64 * 1024  # bytes; a kernel that copies for a whole must save the others so many
+COPY = 64 * 1024  # bytes that others must save for each kernel that copies; its cost is a guess
 
 
 @dataclass(frozen=True)
 class Whole:
     """A concat that a kernel stores: node `at` of the body of node `kernel`, all of inputs.
 
-    value: its result in the graph.  rest: what else the kernel computes, from the operands `read`
-    and from the concat's result, which comes last; None if nothing.
+    value: its result in the graph.  others: the inputs of the body that its other nodes read.
     """
 
     kernel: int
     at: int
     value: int
     operands: tuple[int, ...]
-    rest: Graph | None
-    read: tuple[int, ...]
+    body: Graph
+    others: tuple[int, ...]
+
+    @cached_property
+    def rest(self) -> Graph | None:
+        """What else the kernel computes, from `others` and the concat's result; None if nothing."""
+        return _without(self.body, self.at, self.others)
 
 
 def wholes(graph: Graph) -> list[Whole]:
     """The concats that kernels without anchors store, those of most bytes first."""
     found = [w for k in range(len(graph.nodes)) if (w := _whole_of(graph, k)) is not None]
-    return sorted(found, key=lambda w: (-nbytes(graph.types[w.value]), -w.kernel))
+    return sorted(found, key=lambda w: (-block_bytes(graph.types[w.value]), -w.kernel))
 
 
 def _whole_of(graph: Graph, k: int) -> Whole | None:
@@ -66,14 +72,12 @@ def _whole_of(graph: Graph, k: int) -> Whole | None:
             value = graph.first_result[k] + body.outputs.index(made)
             inputs = range(len(body.inputs))
             others = [v for v in inputs if set(body.users[v]) - {at} or v in body.outputs]
-            operands, read = (
-                tuple(node.operands[v] for v in vs) for vs in (inner.operands, others)
-            )
-            return Whole(k, at, value, operands, _without(body, at, others), read)
+            operands = tuple(node.operands[v] for v in inner.operands)
+            return Whole(k, at, value, operands, body, tuple(others))
     return None
 
 
-def _without(body: Graph, at: int, others: list[int]) -> Graph | None:
+def _without(body: Graph, at: int, others: Sequence[int]) -> Graph | None:
     """The body with the inputs `others`, then the result of node `at` as an input, no output."""
     made = body.first_result[at]
     b = Builder(body.name)
@@ -91,15 +95,15 @@ class Placer:
     """Decides which values lie inside others.
 
     homes: the whole of each part, by the value whose memory the part is.  pitch: of the values
-    whose rows lie apart, the distance.  parts: of each whole that is left to the planner, which of
-    its operands lie in it; the others are copied there.
+    whose rows lie apart, the distance.  parts: of each whole that is left to the planner, for each
+    operand None if it lies in it, else what a kernel needs that copies it there.
     """
 
     def __init__(self, graph: Graph, target: Target) -> None:
         self.graph, self.target = graph, target
         self.homes: dict[int, int] = {}
         self.pitch: dict[int, int] = {}
-        self.parts: dict[int, tuple[bool, ...]] = {}
+        self.parts: dict[int, list[Attrs | None]] = {}
         self.outputs = {memory_root(graph, v) for v in graph.outputs}
         self.wholes = {w.kernel: w for w in wholes(graph)}
         for whole in self.wholes.values():
@@ -111,41 +115,54 @@ class Placer:
         homes: dict[int, int] = {}
         pitch: dict[int, int] = {}
         type = self.graph.types[whole.value]
-        axis: int = self.graph.nodes[whole.kernel].attrs["body"].nodes[whole.at].attrs["axis"]
+        axis: int = whole.body.nodes[whole.at].attrs["axis"]
         own = pitched(type, self.pitch.get(whole.value, 0))
-        parts: list[bool] = []
+        lies: list[bool] = []
         begins = part_offsets([self.graph.types[v] for v in whole.operands], axis, own)
         for v, begin in zip(whole.operands, begins, strict=True):
             root = memory_root(self.graph, v)
             first = begin * type.dtype.itemsize
             distance = None if root in homes else self._fits(v, root, whole, axis, own, first)
-            parts.append(distance is not None)
+            lies.append(distance is not None)
             if distance is not None:
                 homes[root] = whole.value
-            elif not self._copies(v, whole, axis, own):
-                return
             if distance:
                 pitch[v] = distance
-        if self._pays(whole, parts) and self._readable(whole):
+        if not self._pays(whole, lies) or not self._readable(whole):
+            return
+        copies = [None if inside else self._copy(v, whole, axis, own, pitch.get(v, 0))
+                  for v, inside in zip(whole.operands, lies, strict=True)]  # fmt: skip
+        if all(inside or copy is not None for inside, copy in zip(lies, copies, strict=True)):
             self.homes |= homes
             self.pitch |= pitch
-            self.parts[whole.value] = tuple(parts)
+            self.parts[whole.value] = copies
 
-    def _pays(self, whole: Whole, parts: list[bool]) -> bool:
+    def _pays(self, whole: Whole, lies: list[bool]) -> bool:
         """Whether what need not move outweighs what is copied, and the kernels for that."""
-        sizes = [nbytes(self.graph.types[v]) for v in whole.operands]
-        saved = sum(n for n, lies in zip(sizes, parts, strict=True) if lies)
-        return saved >= max(sum(sizes) - saved, COPY * parts.count(False), 1)
+        sizes = [block_bytes(self.graph.types[v]) for v in whole.operands]
+        saved = sum(n for n, inside in zip(sizes, lies, strict=True) if inside)
+        return saved >= max(sum(sizes) - saved, COPY * lies.count(False), 1)
 
-    def _copies(self, v: int, whole: Whole, axis: int, own: tuple[Dim, ...]) -> bool:
-        """Whether a kernel can copy an operand to its place."""
-        body = copying(self.graph.types[v], self.graph.types[whole.value])
+    def _copy(
+        self, v: int, whole: Whole, axis: int, own: tuple[Dim, ...], pitch: int
+    ) -> Attrs | None:
+        """The kernel that copies an operand to its place, None if there is none that can.
+
+        `pitch` is the distance of the operand's rows if it is this whole that asks for it.
+        """
+        type = self.graph.types[whole.value]
+        body = copying(self.graph.types[v], type)
         (made,) = body.output_types
         schedule = self.target.select(body, (False,)).schedule
-        reads = v not in self.pitch or self.target.within(body, schedule, 0)
-        if _same_steps(made, strides(made), own):
-            return reads
-        return axis == made.order[-1] and reads and self.target.within(body, schedule, 1)
+        apart = not _same_steps(made, strides(made), own)
+        distance = self.pitch.get(whole.value) or type.static("placing")[type.order[-1]]
+        distances = self.pitch.get(v, pitch), distance if apart else 0
+        reached = all(
+            self.target.within(body, schedule, n) for n, rows in enumerate(distances) if rows
+        )
+        if not reached or (apart and axis != made.order[-1]):
+            return None
+        return Attrs(body=body, schedule=schedule, pitch=distances if any(distances) else ())
 
     def _readable(self, whole: Whole) -> bool:
         """Whether the rest of a kernel can read the whole where it lies."""
@@ -169,7 +186,7 @@ class Placer:
         if type.order != self.graph.types[whole.value].order:
             return None
         if _same_steps(type, strides(type), own):
-            return 0 if first % ALIGNMENT == 0 else None
+            return 0 if first % LINE_BYTES == 0 else None
         inner, size = type.order[-1], type.dtype.itemsize
         width = type.static("placing")[inner]
         outer = self.graph.types[whole.value].static("placing")[inner]
@@ -213,7 +230,7 @@ class Placer:
         asked = v in self.homes or v in self.outputs
         apart = memory_root(self.graph, source) in self.pitch or v in self.pitch
         size = node.types[0].dtype.itemsize
-        return first is not None and first * size % ALIGNMENT == 0 and not asked and not apart
+        return first is not None and first * size % LINE_BYTES == 0 and not asked and not apart
 
 
 def copying(type: TensorType, whole: TensorType) -> Graph:
@@ -265,39 +282,58 @@ class Rebuilder:
 
     def _join(self, whole: Whole) -> None:
         """The concat, copies of what does not lie in it, and what else its kernel computes."""
-        node, type = self.graph.nodes[whole.kernel], self.graph.types[whole.value]
-        inner = node.attrs["body"].nodes[whole.at]
-        own = self.placer.pitch.get(whole.value, 0)
-        placed = self.placer.parts[whole.value]
+        inner = whole.body.nodes[whole.at]
         parts = [
-            self.env[v].id if lies else self._copy(v, type, own)
-            for v, lies in zip(whole.operands, placed, strict=True)
+            self.env[v].id if copy is None else self._kernel(copy, [self.env[v]])[0].id
+            for v, copy in zip(whole.operands, self.placer.parts[whole.value], strict=True)
         ]
         (self.env[whole.value],) = self.b.add(inner.with_operands(parts))
         if whole.rest is None:
             return
-        values = (*whole.read, whole.value)
+        operands = self.graph.nodes[whole.kernel].operands
+        values = (*(operands[v] for v in whole.others), whole.value)
         results = [v for v in self.graph.results(whole.kernel) if v != whole.value]
-        made = self._kernel(whole.rest, [self.env[v] for v in values],
-                            self._pitches((*values, *results)))  # fmt: skip
+        chosen = self.target.select(whole.rest, (False,) * len(values))
+        attrs = Attrs(body=whole.rest, schedule=chosen.schedule,
+                      pitch=self._pitches((*values, *results)))  # fmt: skip
+        made = self._kernel(attrs, [self.env[v] for v in values])
         self.env.update(zip(results, made, strict=True))
 
-    def _copy(self, v: int, type: TensorType, own: int) -> int:
-        """A kernel that copies a value to where a whole of this type has it."""
-        body = copying(self.graph.types[v], type)
-        (made,) = body.output_types
-        apart = not _same_steps(made, strides(made), pitched(type, own))
-        distance = own or type.static("placing")[type.order[-1]]
-        pitch = (self.placer.pitch.get(v, 0), distance if apart else 0)
-        (copied,) = self._kernel(body, [self.env[v]], pitch if any(pitch) else ())
-        return copied.id
+    def _kernel(self, attrs: Attrs, operands: list[Value]) -> tuple[Value, ...]:
+        types = attrs["body"].output_types
+        return self.b.add(Node("kernel", tuple(v.id for v in operands), attrs, types))
 
-    def _kernel(
-        self, body: Graph, operands: list[Value], pitch: tuple[int, ...]
-    ) -> tuple[Value, ...]:
-        chosen = self.target.select(body, (False,) * len(operands))
-        attrs = Attrs(body=body, schedule=chosen.schedule, pitch=pitch)
-        return self.b.add(Node("kernel", tuple(v.id for v in operands), attrs, body.output_types))
+
+@dataclass(frozen=True)
+class Placed:
+    """A concat or a slice that is no step.
+
+    parts: how many tensors lie inside its result, or it inside another if it is a slice.  copied:
+    how many others a kernel copies there.  nbytes: what need not move, which a kernel would copy.
+    """
+
+    node: Node
+    parts: int
+    copied: int
+    nbytes: int
+
+
+def placed(graph: Graph) -> list[Placed]:
+    """What the pass has left to the memory planner, in order."""
+    found = []
+    for k, node in enumerate(graph.nodes):
+        if node.op in ("concat", "slice"):
+            values = node.operands if node.op == "concat" else graph.results(k)
+            inside = [v for v in values if not _is_copy(graph.producer(v))]
+            moved = sum(graph.types[v].nbytes("placing") for v in inside)
+            found.append(Placed(node, len(inside), len(values) - len(inside), moved))
+    return found
+
+
+def _is_copy(made: Node | None) -> bool:
+    if made is None or made.op != "kernel":
+        return False
+    return [inner.op for inner in made.attrs["body"].nodes] == ["relayout"]
 
 
 @register_pass

@@ -24,7 +24,6 @@ from plait.runtime.loader import Library, Threads, default_threads
 
 Array = NDArray[Any]
 _ALIGN_FROM = 1 << 14  # bytes; aligning a smaller result costs more than its stores gain
-_TUPLE = tuple.__basicsize__  # bytes from a tuple's start to its items
 _thread_state = Threads()
 _running: list[None] = []  # one item for each run in flight, in any thread
 
@@ -91,7 +90,7 @@ class CompiledModel:
             frame = self._take_frame()
             _running.append(None)
             try:
-                items = id(arrays) + _TUPLE, id(results) + _TUPLE
+                items = id(arrays) + f.ITEMS, id(results) + f.ITEMS
                 cpu = self._check(frame.address, *items)
                 if cpu != f.REFUSED:
                     _thread_state.use(self.threads if len(_running) == 1 else 1, cpu)
@@ -212,7 +211,7 @@ def arrays_lie_as_expected() -> bool:
     if sys.implementation.name != "cpython" or object.__basicsize__ != f.TYPE * 8 + 8:
         return False
     pair = (object(), object())
-    items = (ctypes.c_int64 * 2).from_address(id(pair) + _TUPLE)
+    items = (ctypes.c_int64 * 2).from_address(id(pair) + f.ITEMS)
     if tuple(items) != tuple(map(id, pair)):
         return False
     array = np.zeros((2, 3), np.float32)

@@ -6,7 +6,6 @@ alike.  What a step does comes from the lowered graph: its k-th kernel is the k-
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ from plait.codegen.plan import Call, Copy, ModulePlan
 from plait.ir.errors import ArtifactError, PlaitError, PlanError
 from plait.ir.graph import Graph, Node
 from plait.ir.text import parse_outline, show_type
-from plait.ir.types import TensorType
 from plait.ir.verify import verify
 from plait.passes import footprint
 from plait.runtime.artifact import Artifact
@@ -268,13 +266,9 @@ def _describe(graph: Graph, node: Node, call: Call) -> Step:
         name=body.name,
         symbol=call.symbol,
         flops=footprint.flops(body),
-        nbytes=sum(read.values()) + sum(map(_nbytes, node.types)),
+        nbytes=sum(read.values()) + sum(ty.nbytes("a profile") for ty in node.types),
         schedule=node.attrs["schedule"],
         operands=tuple(show_type(graph.types[v]) for v in node.operands),
         results=tuple(map(show_type, node.types)),
         location=node.loc,
     )
-
-
-def _nbytes(type: TensorType) -> int:
-    return math.prod(type.static("a profile")) * type.dtype.itemsize

@@ -11,7 +11,6 @@ loses nothing, and are plain data that can be carried to another cache.
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -146,7 +145,7 @@ def tasks(graph: Graph, target: Target) -> list[Task]:
 def _weight_bytes(body: Graph, constant: tuple[bool, ...]) -> int:
     """Bytes of a kernel's constant operands."""
     types = [ty for ty, is_weight in zip(body.input_types, constant, strict=True) if is_weight]
-    return sum(math.prod(ty.static("tuning")) * ty.dtype.itemsize for ty in types)
+    return sum(ty.nbytes("tuning") for ty in types)
 
 
 def tune(

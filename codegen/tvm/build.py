@@ -24,6 +24,7 @@ from plait.codegen.cpu import CpuTarget, checked_features, host_features
 from plait.ir.errors import CompileFailure, UnknownName
 
 MACHINE = "x86_64"
+STACK_BYTES = 1024  # TVM puts a smaller buffer on the stack
 MAIN_OPT_LEVEL = 0  # a main is straight-line calls: at level 3 LLVM takes five times as long
 
 
@@ -136,12 +137,15 @@ def assembly(func: Any, symbol: str, target: CpuTarget) -> str:
     return str(_build({symbol: named}, target).inspect_source("asm"))
 
 
-def _build(functions: Mapping[str, Any], target: CpuTarget, opt_level: int = 3) -> Any:
+def pass_context(flat: bool) -> Any:
+    """The context in which TVM lowers kernels, `flat` ones without what would change nothing."""
     # Storage rewriting would hoist scratch out of loops, to where its device has no name.
     config = {"tirx.disable_storage_rewrite": True}
-    flat = all(FLAT in func.attrs for func in functions.values())
-    skipped = list(_FLATTENING) if flat else []
-    with tvm.transform.PassContext(config=config, disabled_pass=skipped):
+    return tvm.transform.PassContext(config=config, disabled_pass=list(_FLATTENING) if flat else [])
+
+
+def _build(functions: Mapping[str, Any], target: CpuTarget, opt_level: int = 3) -> Any:
+    with pass_context(all(FLAT in func.attrs for func in functions.values())):
         return tirx.build(tvm.IRModule(dict(functions)), target=tvm_target(target, opt_level))
 
 

@@ -12,15 +12,18 @@ from typing import Any
 
 from tvm import tirx
 
+from plait.codegen.tvm.build import STACK_BYTES
 from plait.codegen.tvm.loops import loop, put, sequence
 from plait.codegen.tvm.scalars import const
+from plait.ir.types import LINE_BYTES
 
 PrimExpr = Any
 Stmt = Any
 
-LINE = 16  # int32 in a cache line
+LINE = LINE_BYTES // 4  # int32 in a cache line
 LOOKS = 2_000  # at a flag, some 30 us, before the CPU is offered to other threads at each
-_HEAP = 17  # lines: a smaller buffer would lie on the stack
+# A buffer of so many is a workspace, which begins on a line; a smaller one would lie on the stack.
+_LEAST_LINES = STACK_BYTES // LINE_BYTES
 
 
 class Meeting:
@@ -28,11 +31,11 @@ class Meeting:
 
     def __init__(self, parts: int) -> None:
         self.parts = parts
-        self.flags = tirx.decl_buffer((max(parts + 1, _HEAP) * LINE,), "int32", name="flags")
+        self.flags = tirx.decl_buffer((max(parts, _LEAST_LINES) * LINE,), "int32", name="flags")
 
     def open(self) -> Stmt:
         """No step is done yet."""
-        return loop(self.parts, lambda p: put(self.flags, _place(p), const(0, "int32")))
+        return loop(self.parts, lambda p: put(self.flags, p * LINE, const(0, "int32")))
 
     def wait(self, steps: PrimExpr) -> Stmt:
         """Until all parts have done so many steps."""
@@ -46,7 +49,7 @@ class Meeting:
             )
             return sequence([
                 tirx.AllocBuffer(looks), put(looks, 0, const(0, "int32")),
-                tirx.While(self.flags[_place(part)] < steps, again),
+                tirx.While(self.flags[part * LINE] < steps, again),
             ])  # fmt: skip
 
         # No load of what the others wrote may move before the last look at their flags.
@@ -55,12 +58,7 @@ class Meeting:
 
     def arrive(self, part: PrimExpr, steps: PrimExpr) -> Stmt:
         """A part has done so many steps, and says so."""
-        return sequence([_instruction("llvm.x86.sse.sfence"), put(self.flags, _place(part), steps)])
-
-
-def _place(part: PrimExpr) -> PrimExpr:
-    """A part's flag; the buffer may begin within a line that others write."""
-    return (part + 1) * LINE
+        return sequence([_instruction("llvm.x86.sse.sfence"), put(self.flags, part * LINE, steps)])
 
 
 def _instruction(name: str) -> Stmt:

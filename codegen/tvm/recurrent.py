@@ -77,17 +77,17 @@ def space(body: Graph, constant: tuple[bool, ...], threads: int) -> list[Candida
             schedule = Schedule.make("recurrent", mr=mr, nr=nr, packed=int(packed), parts=parts,
                                      rows=rows)  # fmt: skip
             selection = Selection(str(schedule), {w: ("gates", nr)} if packed else {})
-            cycles = _step_cycles(batch, units, cell.gates, mr, nr, parts, apart)
+            cycles = _step_cycles(batch, rows, units, cell.gates, mr, nr, parts)
             found.append(Candidate(steps * cycles, selection))
     return sorted(found, key=lambda c: c.cycles)
 
 
 def _step_cycles(
-    batch: int, units: int, gates: int, mr: int, nr: int, parts: int, apart: bool
+    batch: int, rows: int, units: int, gates: int, mr: int, nr: int, parts: int
 ) -> float:
-    """Cycles of the busiest thread in a step; `apart`: of all chunks, for a tile of its own."""
+    """Cycles of the busiest thread in a step: of all chunks if it has some rows for itself."""
     chunk, vectors = GatePanels(gates, nr).units, nr // LANES
-    rows = mr if apart else batch
+    apart = rows < batch
     tiles = [mr] * (rows // mr) + ([rows % mr] if rows % mr else [])
     kept = len(tiles) > 1 and 4 * units * nr <= KEPT_BYTES
     far = 0 if kept else vectors * L2_CYCLES
@@ -207,7 +207,7 @@ class Layer:
 
         def part(p: PrimExpr) -> Stmt:
             def made(rows: int) -> Stmt:
-                place = Place(p, p * self.rows, rows)
+                place = Place(p * self.rows, rows, const(0, "int32"))
                 return loop(self.steps, lambda number: loop(
                     self.chunks, lambda c: self.chunk_step(number, c, place), None, "chunk",
                 ), None, "step")  # fmt: skip
@@ -225,7 +225,7 @@ class Layer:
         def part(number: PrimExpr, p: PrimExpr) -> Stmt:
             first = p * self.chunks // self.parts
             count = (p + 1) * self.chunks // self.parts - first
-            place = Place(p, const(0, "int32"), self.batch)
+            place = Place(const(0, "int32"), self.batch, p * self.batch)
             chunks = loop(count, lambda i: self.chunk_step(number, first + i, place), None, "chunk")
             return sequence([meeting.wait(number), chunks, meeting.arrive(p, number + 1)])
 
@@ -251,11 +251,14 @@ class Layer:
 
 @dataclass(frozen=True)
 class Place:
-    """What a part of a step works on: `rows` rows of the batch from `first`."""
+    """What a part of a step works on: `rows` rows of the batch from `first`.
 
-    part: PrimExpr
+    The gates of a row of the batch lie `skipped` rows further on in their scratch.
+    """
+
     first: PrimExpr
     rows: int
+    skipped: PrimExpr
 
 
 class Chunk:
@@ -266,8 +269,7 @@ class Chunk:
         self.layer, self.time, self.old, self.new = layer, time, old, new
         self.chunk, self.ragged = chunk, ragged
         self.rows, self.first_row = place.rows, place.first
-        # A row's gates lie at its place among those of the part.
-        self.gates = (place.part * layer.rows - place.first) * layer.wide
+        self.gates = place.skipped * layer.wide
         self.base = chunk * layer.chunk
 
     def build(self) -> Stmt:

@@ -28,13 +28,13 @@ from plait.codegen.tvm.nest import Nest, Phases, Read, Span
 from plait.codegen.tvm.scalars import const, tir_dtype
 from plait.ir import expr as e
 from plait.ir import types as t
+from plait.ir.types import LINE_BYTES
 from plait.passes.memory import elementwise_only
 
 PrimExpr = Any
 Stmt = Any
 UNROLL = 4  # vectors of partial results: enough to hide the latency of an addition
 MAX_ROW_BYTES = 256 * 1024
-LINE_BYTES = 64
 AHEAD = 512  # elements: what is asked for so far ahead arrives in time
 
 

@@ -17,7 +17,6 @@ from plait.codegen.schedule import Schedule
 from plait.codegen.stages import Stage
 from plait.codegen.stripes import Chain, Cut, chain_of
 from plait.codegen.target import Candidate, Template
-from plait.codegen.tiles import ceil_div
 from plait.codegen.tvm.blocks import scratch
 from plait.codegen.tvm.conv import ConvNest, conv_shape
 from plait.codegen.tvm.image import Windowed
@@ -75,14 +74,13 @@ class Stripes:
 
     def _band(self, item: PrimExpr) -> Stmt:
         """The stripes of one band, one after the other."""
-        stripes = self.window.oh // self.cut.rows
-        each = ceil_div(stripes, self.cut.bands)
+        stripes, each = self.chain.shares(self.cut)
         image, band = unflatten(item, [self.window.n, self.cut.bands])
         if self.window.n == 1:
             image, band = const(0, "int32"), item
         first = band * each
         whole = stripes % self.cut.bands == 0
-        count = each if whole else tirx.max(tirx.min(each, stripes - first), 0)
+        count = each if whole else tirx.min(each, stripes - first)
         allocated = [tirx.AllocBuffer(b) for b in self.buffers]
         steps = loop(count, lambda t: self._stripe(image, first + t, t), None, "stripe")
         return sequence([*allocated, steps])

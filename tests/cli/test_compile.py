@@ -26,6 +26,18 @@ def good():
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(16, 8), nn.Tanh()), (torch.randn(2, 16),)
 
+class Joined(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(32, 32, 3, padding=1)
+        self.linears = nn.ModuleList(nn.Linear(64, 64) for _ in range(2))
+
+    def forward(self, x, y):
+        return self.conv(x), torch.cat([linear(y) for linear in self.linears])
+
+def joined():
+    return Joined(), (torch.randn(1, 32, 24, 24), torch.randn(8, 64))
+
 def unsupported():
     return Svd(), (torch.randn(3, 3),)
 
@@ -48,6 +60,12 @@ def run(capsys: Capture, *arguments: object, code: int = 0) -> dict[str, Any]:
     return document
 
 
+def undocumented(fields: dict[str, Any], repo_root: Path) -> list[str]:
+    """The fields that the page about the command line does not name."""
+    page = (repo_root / "docs" / "cli.md").read_text()
+    return [field for field in fields if not re.search(rf"`{field}(\[\])?`", page)]
+
+
 def test_explain(capsys: Capture, repo_root: Path) -> None:
     document = run(capsys, "explain", "sample_factories:good")
     assert document["schema"] == "plait.explain/1"
@@ -56,10 +74,25 @@ def test_explain(capsys: Capture, repo_root: Path) -> None:
     assert document["weights_bytes"] == 4 * (16 * 8 + 8)
     plan = document["plan"]
     assert plan["kernels"] >= 1 and plan["flops"] == 2 * 2 * 16 * 8
-    page = (repo_root / "docs" / "cli.md").read_text()
-    assert [field for field in plan if f"`{field}`" not in page] == []
+    assert not plan["placed"] and not plan["scratch"] and not plan["scratch_bytes"]
+    assert undocumented(plan, repo_root) == []
     assert cli.main(["explain", "sample_factories:good", "--ir"]) == 0
     assert capsys.readouterr().out.startswith("graph ")
+
+
+def test_explain_shows_the_memory_of_a_run(capsys: Capture, repo_root: Path) -> None:
+    plan = run(capsys, "explain", "sample_factories:joined")["plan"]
+    (whole,) = plan["placed"]
+    assert (whole["op"], whole["parts"], whole["copied"]) == ("concat", 2, 0)
+    assert whole["bytes"] == 4 * 2 * 8 * 64
+    assert plan["weights_bytes"] >= 4 * (32 * (32 * 9 + 1) + 2 * 64 * (64 + 1))
+    (scratch,) = plan["scratch"]
+    assert (scratch["kernel"], scratch["calls"]) == ("conv", 1)
+    each = plan["threads"] * scratch["thread_bytes"]
+    assert plan["scratch_bytes"] == scratch["bytes"] == scratch["shared_bytes"] + each > 0
+    assert undocumented({**whole, **scratch}, repo_root) == []
+    assert cli.main(["explain", "sample_factories:joined"]) == 0
+    assert "concats: 1, slices: 0; 4.0 KiB" in capsys.readouterr().out
 
 
 def test_explain_names_what_is_not_lowered(capsys: Capture) -> None:

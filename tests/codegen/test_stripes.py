@@ -185,9 +185,17 @@ def test_no_band_of_a_cut_is_empty() -> None:
     chain = chain_of(node.attrs["body"])
     for threads in (1, 2, 3, 4, 8):
         for cut in chain.cuts(threads):
-            stripes = 5 // cut.rows
-            each = -(-stripes // cut.bands)
-            assert (cut.bands - 1) * each < stripes
+            stripes, each = chain.shares(cut)
+            assert stripes * cut.rows == 5 and (cut.bands - 1) * each < stripes <= cut.bands * each
+
+
+@pytest.mark.parametrize(
+    ("cut", "fault"), [(Cut(1, 4), "has empty bands"), (Cut(2, 1), "leaves rows out")], ids=str
+)
+def test_a_cut_that_does_not_fit_is_no_kernel(cut: Cut, fault: str) -> None:
+    _, (node,) = joined(Bottleneck(1, 5, 4, (8, 16, 8), 3).graph(), cut)
+    with pytest.raises(AssertionError, match=fault):
+        cpu_target().build(node.attrs["body"], node.attrs["schedule"])
 
 
 def test_the_joined_body_means_what_its_kernels_meant() -> None:

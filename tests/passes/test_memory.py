@@ -9,9 +9,9 @@ import pytest
 from plait.ir.builder import Builder, Value
 from plait.ir.errors import PlanError
 from plait.ir.graph import Graph
+from plait.ir.types import LINE_BYTES
 from plait.passes.context import Context
 from plait.passes.memory import (
-    ALIGNMENT,
     Block,
     MemoryPlan,
     Planner,
@@ -62,7 +62,7 @@ def test_a_chain_of_products_takes_turns() -> None:
     graph, plan = planned(make, X, SQUARE)
     assert plan.size == plan.bound == 512, "two values live at any step"
     assert results(graph, plan)[-1] == Storage("output", 0)
-    assert all(b.offset % ALIGNMENT == 0 for b in plan.blocks)
+    assert all(b.offset % LINE_BYTES == 0 for b in plan.blocks)
 
 
 def test_elementwise_kernels_write_over_their_operand() -> None:
@@ -178,7 +178,7 @@ def test_random_graphs_have_valid_plans(limit: int) -> None:
         except PlanError as error:
             error.add_note(f"seed {seed}")
             raise
-        assert plan.bound <= plan.size <= max(2 * plan.bound, ALIGNMENT), seed
+        assert plan.bound <= plan.size <= max(2 * plan.bound, LINE_BYTES), seed
         kernels = [fused.results(k) for k, n in enumerate(fused.nodes) if n.op == "kernel"]
         homes = [plan.storage[v] for r in kernels for v in r]
         shared += sum(h.space == "arena" for h in homes) > len(plan.blocks)

@@ -177,6 +177,23 @@ def test_channels_of_an_image_are_written_apart_and_read_by_loops() -> None:
     assert len(writers) >= 3 and readers
 
 
+@pytest.mark.parametrize("first", [32, 4])
+def test_a_part_that_comes_twice_is_copied_from_where_its_rows_lie_apart(first: int) -> None:
+    """Also where the place that it lies in comes after the one off a vector."""
+
+    def make(b: Builder, x: Value) -> tuple[Value, ...]:
+        y = b.emit("relu", conv(b, x, weight(b, 32, 32, 1, 1)))
+        others = [conv(b, x, weight(b, n, 32, 1, 1)) for n in (first, 32 - first % 32, 64)]
+        whole = cat(b, others[0], y, *others[1:], y, axis=1)
+        return conv(b, whole, weight(b, 8, whole.type.static("test")[1], 1, 1)), y * 2.0
+
+    graph, _ = lowered(make, (1, 32, 64, 64))
+    (whole,) = bare(graph, "concat")
+    copies = [n.attrs["pitch"] for n in copying(graph)]
+    width = whole.types[0].static("test")[1]
+    assert (width, width) in copies
+
+
 def test_a_reader_that_takes_no_rows_apart_keeps_a_part_whole() -> None:
     def make(b: Builder, x: Value) -> tuple[Value, Value]:
         first = conv(b, x, weight(b, 32, 32, 1, 1))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import peers, suite, tables
+from benchmarks import measuring, peers, suite, tables
 from benchmarks.candidates import Built, CandidateFailed
 from benchmarks.report import report
 from benchmarks.zoo import ZOO
@@ -181,7 +181,7 @@ def test_rows_keep_the_machine_they_were_recorded_on() -> None:
 
 def test_rows_replace_those_of_the_same_model() -> None:
     old, new = results(lstm=1.0, mlp=2.0), results(mlp=3.0)
-    rows = suite.updated(old, new)["rows"]
+    rows = measuring.updated(old, new)["rows"]
     assert [(r["model"], r["speedup"]["median"]) for r in rows] == [("mlp", 3.0), ("lstm", 1.0)]
 
 

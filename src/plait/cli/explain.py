@@ -12,9 +12,12 @@ from plait.ir.dims import is_static
 from plait.ir.errors import UnsupportedOp
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
 
     from plait.frontend.export import CapturedModel
+    from plait.ir.graph import Graph, Node
 
 SourceArgument = Annotated[
     str,
@@ -51,27 +54,86 @@ def describe(captured: CapturedModel) -> dict[str, Any]:
 def plan(captured: CapturedModel) -> dict[str, Any]:
     """What compiling the model would make, without making it: kernels, memory, arithmetic.
 
-    `arena_bytes` is the one block that holds all intermediates, `eager_peak_bytes` what eager
-    execution of the same graph holds at its peak, outputs included.
+    A run takes, beside inputs and outputs: `weights_bytes` as kernels read them, `arena_bytes`, the
+    one block that holds all intermediates, and up to `scratch_bytes` more, what the kernel that
+    allocates most holds on so many `threads`.  `eager_peak_bytes` is what eager execution of the
+    same graph holds at its peak, outputs included.
     """
     from plait.codegen.tvm.target import cpu_target
     from plait.passes import footprint
     from plait.passes.context import Context
     from plait.passes.pipeline import DEFAULT_PIPELINE, parse_pipeline
+    from plait.runtime.loader import default_threads
+    from plait.runtime.opening import open_tvm
+    from plait.runtime.planning import make_plan
 
-    context = Context(cpu_target())
+    open_tvm()
+    threads = default_threads()
+    context = Context(cpu_target(threads))
     lowered = parse_pipeline(DEFAULT_PIPELINE).run(captured.graph, context)
     assert context.plan is not None
+    symbols = dict.fromkeys(range(len(lowered.nodes)), "")
     kernels = [n for n in lowered.nodes if n.op == "kernel"]
+    scratch = _scratch(kernels, threads)
     return {
         "kernels": len(kernels),
-        "distinct_kernels": len({(n.attrs["body"].digest, n.attrs["schedule"]) for n in kernels}),
+        "distinct_kernels": len(Counter(map(_identity, kernels))),
         "flops": footprint.flops(captured.graph),
+        "weights_bytes": make_plan(lowered, context.plan, symbols)[0].weights_bytes,
         "arena_bytes": context.plan.size,
         "arena_bound_bytes": context.plan.bound,
+        "scratch_bytes": max((row["bytes"] for row in scratch), default=0),
+        "threads": threads,
         "output_bytes": footprint.output_bytes(captured.graph),
         "eager_peak_bytes": footprint.eager_peak(captured.graph),
+        "scratch": scratch,
+        "placed": _placed(lowered),
     }
+
+
+def _identity(node: Node) -> tuple[object, ...]:
+    """What decides a kernel's code."""
+    return node.attrs["body"].digest, node.attrs["schedule"], node.attrs["pitch"]
+
+
+def _scratch(kernels: Sequence[Node], threads: int) -> list[dict[str, Any]]:
+    """What each distinct kernel allocates while it runs, those that need most first."""
+    from plait.codegen.tvm.target import cpu_target
+    from plait.codegen.tvm.workspace import workspace
+
+    calls = Counter(map(_identity, kernels))
+    rows = []
+    for key, node in {_identity(node): node for node in kernels}.items():
+        attrs = node.attrs
+        built = cpu_target(threads).build(attrs["body"], attrs["schedule"], attrs["pitch"])
+        found = workspace(built)
+        row = {
+            "kernel": attrs["body"].name,
+            "schedule": attrs["schedule"],
+            "calls": calls[key],
+            "shared_bytes": found.shared,
+            "thread_bytes": found.thread,
+            "bytes": found.total(threads),
+        }
+        rows += [row] if row["bytes"] else []
+    return sorted(rows, key=lambda row: -row["bytes"])
+
+
+def _placed(lowered: Graph) -> list[dict[str, Any]]:
+    """The concats and slices that are places in memory."""
+    from plait.passes.place import placed
+
+    return [
+        {
+            "op": each.node.op,
+            "type": str(each.node.types[0]),
+            "parts": each.parts,
+            "copied": each.copied,
+            "bytes": each.nbytes,
+            "location": each.node.loc,
+        }
+        for each in placed(lowered)
+    ]
 
 
 def _draw_plan(where: Console, data: dict[str, Any]) -> None:
@@ -81,9 +143,39 @@ def _draw_plan(where: Console, data: dict[str, Any]) -> None:
         f"{data['flops'] / 1e9:.3g} GFLOP in contractions"
     )
     where.print(
-        f"  memory   arena {size(data['arena_bytes'])}, no plan of these steps takes less than "
+        f"  memory   weights {size(data['weights_bytes'])}, arena {size(data['arena_bytes'])}, "
+        f"scratch {size(data['scratch_bytes'])} with {data['threads']} threads"
+    )
+    where.print(
+        f"           no plan of these steps takes an arena of less than "
         f"{size(data['arena_bound_bytes'])}; eager's peak {size(data['eager_peak_bytes'])}"
     )
+    moved = sum(row["bytes"] for row in data["placed"])
+    counts = Counter(row["op"] for row in data["placed"])
+    where.print(
+        f"  placed   concats: {counts['concat']}, slices: {counts['slice']}; "
+        f"{size(moved)} that need no copy"
+    )
+
+
+def _draw_details(where: Console, data: dict[str, Any]) -> None:
+    """A table of the kernels with scratch, and one of what lies inside other tensors."""
+    size = output.format_bytes
+    if data["scratch"]:
+        rows = [
+            (r["kernel"], r["calls"], size(r["shared_bytes"]), size(r["thread_bytes"]),
+             size(r["bytes"]), r["schedule"])
+            for r in data["scratch"]
+        ]  # fmt: skip
+        columns = ["kernel", "calls>", "scratch>", "each thread>", "together>", "schedule"]
+        output.print_table(where, columns, rows)
+    if data["placed"]:
+        rows = [
+            (r["op"], r["type"], r["parts"], r["copied"], size(r["bytes"]), r["location"])
+            for r in data["placed"]
+        ]
+        columns = ["placed", "type", "parts>", "copied>", "not copied>", "from"]
+        output.print_table(where, columns, rows)
 
 
 def _draw(where: Console, data: dict[str, Any]) -> None:
@@ -96,6 +188,8 @@ def _draw(where: Console, data: dict[str, Any]) -> None:
     if data["plan"]:
         _draw_plan(where, data["plan"])
     output.print_table(where, ["op", "nodes>"], data["ops"].items())
+    if data["plan"]:
+        _draw_details(where, data["plan"])
     if data["standalone"]:
         where.print("Every operator is lowered: `plait compile` makes a standalone artifact.")
         return
