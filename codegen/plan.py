@@ -104,7 +104,11 @@ class Copy:
 
 @dataclass(frozen=True)
 class ModulePlan:
-    """A whole module: its interface, its memory, and the steps of one run in order."""
+    """A whole module: its interface, its memory, and the steps of one run in order.
+
+    `threads`: for how many it is made.  A kernel of so many parts or fewer has one for each thread;
+    threads take the parts of others as they go.
+    """
 
     name: str
     inputs: tuple[TensorSpec, ...]
@@ -113,6 +117,7 @@ class ModulePlan:
     arena_bytes: int = 0
     weights: tuple[WeightSpec, ...] = ()
     meta: Mapping[str, str] = field(default_factory=dict[str, str])
+    threads: int = 1
 
     @cached_property
     def weights_bytes(self) -> int:
@@ -162,6 +167,7 @@ class ModulePlan:
             "arena_bytes": self.arena_bytes,
             "weights": [{**_spec_json(w), "offset": w.byte_offset} for w in self.weights],
             "meta": dict(self.meta),
+            **({"threads": self.threads} if self.threads > 1 else {}),
         }
 
     @staticmethod
@@ -176,6 +182,7 @@ class ModulePlan:
                 arena_bytes=int(data["arena_bytes"]),
                 weights=tuple(_weight(w) for w in data["weights"]),
                 meta={str(k): str(v) for k, v in data["meta"].items()},
+                threads=int(data.get("threads", 1)),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PlanError(f"the plan is malformed: {error!r}") from error

@@ -127,7 +127,7 @@ def compile_graph(
     kernels, objects = builder.run()
     seconds["kernels"] = time.perf_counter() - began - seconds["passes"]
     calls = {k: (s, builder.parts[s]) for k, s in builder.symbols.items()}
-    plan, weights = make_plan(lowered, context.plan, calls, output_names)
+    plan, weights = make_plan(lowered, context.plan, calls, threads, output_names)
     main = builder.through_cache(f"main-{plan.main_symbol}", lambda: _compile_main(plan, machine))
     seconds["total"] = time.perf_counter() - began
     seconds["main"] = seconds["total"] - seconds["passes"] - seconds["kernels"]
@@ -213,19 +213,20 @@ class _Kernels:
 
     def _symbol(self, attrs: Attrs) -> str:
         parts = (attrs["body"].digest, attrs["schedule"], *map(str, attrs["pitch"]))
-        key = "\0".join((*parts, str(self.machine), code_fingerprint()))
+        key = "\0".join((*parts, str(self.threads), str(self.machine), code_fingerprint()))
         return f"k_{sha256(key.encode()).hexdigest()[:32]}"
 
     def _make(self, symbol: str, k: int) -> Any:
         """The PrimFunc of the kernel at node `k`; it notes in how many parts that is called."""
         from plait.codegen.tvm.parts import PARTS, in_parts
         from plait.codegen.tvm.pointers import over_pointers
+        from plait.codegen.tvm.sharing import parts_for
         from plait.codegen.tvm.target import cpu_target
 
         attrs = self.graph.nodes[k].attrs
         func = cpu_target(self.threads).build(attrs["body"], attrs["schedule"], attrs["pitch"])
-        if footprint.small(attrs["body"]):
-            func = in_parts(func, self.threads)
+        small = footprint.small(attrs["body"])
+        func = in_parts(func, self.threads if small else parts_for(self.threads))
         self.parts[symbol] = int(func.attrs[PARTS]) if PARTS in func.attrs else 0
         return over_pointers(func)
 

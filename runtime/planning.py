@@ -19,11 +19,12 @@ def make_plan(
     graph: Graph,
     memory: MemoryPlan,
     calls: Mapping[int, tuple[str, int]],
+    threads: int,
     output_names: Sequence[str] = (),
 ) -> tuple[ModulePlan, dict[str, NDArray[Any]]]:
     """The plan of a lowered graph, and its weights by name.
 
-    `calls`: the symbol and the parts of each kernel by its node.
+    `calls`: the symbol and the parts of each kernel by its node; `threads`: see `ModulePlan`.
 
     Raises `PlanError` for inputs and outputs that are not row-major: a caller's arrays are.
     """
@@ -62,7 +63,10 @@ def make_plan(
         source = pointer(v)
         if source != PointerArg("output", index):
             steps.append(Copy(PointerArg("output", index), source, outputs[index].nbytes))
-    return ModulePlan(graph.name, inputs, outputs, tuple(steps), memory.size, placed), weights
+    plan = ModulePlan(
+        graph.name, inputs, outputs, tuple(steps), memory.size, placed, threads=threads
+    )
+    return plan, weights
 
 
 def _name_weights(graph: Graph, memory: MemoryPlan) -> tuple[dict[int, str], dict[str, Any]]:

@@ -2,7 +2,8 @@
 
 Starting threads costs a microsecond, meeting at a barrier a third of that.  Of a kernel that is
 little more than one parallel loop, each part can be a call: a module's function then starts threads
-once for many such kernels, which meet at barriers.  The parts are the same iterations as before.
+once for many such kernels, which meet at barriers; of large ones, threads take parts as they go.
+The parts are the same iterations as before.
 """
 
 from __future__ import annotations

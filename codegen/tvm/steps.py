@@ -2,9 +2,10 @@
 
     steps(frame: void *, begin: int32, end: int32)
 
-Kernels that are called in parts share threads: a region starts them once, and they meet at a
-barrier wherever one step may read what another has made.  Every thread sees the same steps and
-barriers, also when a kernel has failed: the steps after it then do nothing.
+Kernels in a part for each thread share threads: a region starts them once, and they meet at a
+barrier wherever one step may read what another has made.  Of a kernel in more parts, threads take
+one after another.  Every thread sees the same steps and barriers, also when a kernel has failed:
+the steps after it then do nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from tvm import tirx
 from plait.codegen import frame as f
 from plait.codegen.plan import Call, Copy, ModulePlan, PointerArg
 from plait.codegen.tvm.build import as_c_function
+from plait.codegen.tvm.sharing import Sharing
 
 PrimExpr = Any
 Stmt = Any
@@ -25,17 +27,19 @@ Step = Call | Copy
 INT32 = tvm.ir.PrimType("int32")
 
 
-def regions(steps: Sequence[Step]) -> Iterator[tuple[int, int]]:
+def regions(steps: Sequence[Step], threads: int) -> Iterator[tuple[int, int]]:
     """Ranges [first, last) of steps, in order: those that share threads, and the others singly.
 
     A range of several starts and ends with a step of several parts.
     """
+    parts = [_parts(step) for step in steps]
+    parts = [0 if n > threads else n for n in parts]
     first = 0
     while first < len(steps):
         last = end = first + 1
-        while _parts(steps[first]) > 1 and end < len(steps) and _parts(steps[end]) > 0:
+        while parts[first] > 1 and end < len(steps) and parts[end] > 0:
             end += 1
-            if _parts(steps[end - 1]) > 1:
+            if parts[end - 1] > 1:
                 last = end
         yield first, last
         first = last
@@ -73,9 +77,14 @@ class _Steps:
     def build(self) -> Any:
         params = [self.frame, self.begin, self.end]
         stmts = [tirx.DeclBuffer(self.words, data=self.frame), self._status(0)]
-        for first, last in regions(self.plan.steps):
-            stmts.append(self._alone(first) if _parts(self.plan.steps[first]) < 2
-                         else self._region(first, last))  # fmt: skip
+        for first, last in regions(self.plan.steps, self.plan.threads):
+            parts = _parts(self.plan.steps[first])
+            if parts < 2:
+                stmts.append(self._alone(first))
+            elif parts <= self.plan.threads:
+                stmts.append(self._region(first, last))
+            else:
+                stmts.append(self._taken(first))
         body = tirx.SeqStmt([*stmts, tirx.Return(_int(0))])
         return as_c_function(tirx.PrimFunc(params, body, ret_type=INT32).with_attr("s_tir", True))
 
@@ -99,9 +108,28 @@ class _Steps:
         together = (
             _attribute("pragma_parallel_launch_point", tirx.SeqStmt(body)) if body[1:] else body[0]
         )
+        return self._if_wanted(first, last, tirx.SeqStmt([together, self._unless_failed()]))
+
+    def _taken(self, i: int) -> Stmt:
+        """A step whose parts threads take as they go."""
+        step = self.plan.steps[i]
+        assert isinstance(step, Call)
+        sharing = Sharing(step.parts)
+
+        def call(part: PrimExpr) -> Stmt:
+            return tirx.IfThenElse(self._call(step, part) != 0, self._status(-1), None)
+
+        # A thread comes by at several of these, the first time with all there is to take.
+        first = tirx.Var("first", "int32")
+        take = sharing.take(first, call)
+        threads = tirx.For(first, _int(0), _int(step.parts), tirx.ForKind.PARALLEL, take)
+        stmts = [tirx.AllocBuffer(sharing.left), sharing.open(), threads, self._unless_failed()]
+        return self._if_wanted(i, i + 1, tirx.SeqStmt(stmts))
+
+    def _unless_failed(self) -> Stmt:
+        """Nothing follows a kernel that failed."""
         failed = self.words[self.layout.status] != _long(0)
-        left = tirx.IfThenElse(failed, tirx.Return(_int(0)), None)
-        return self._if_wanted(first, last, tirx.SeqStmt([together, left]))
+        return tirx.IfThenElse(failed, tirx.Return(_int(0)), None)
 
     def _shared(self, step: Step) -> Stmt:
         """A kernel's parts, shared out among the threads."""

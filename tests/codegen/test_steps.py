@@ -19,6 +19,7 @@ from plait.codegen.tvm.loops import along, loop, put, sequence
 from plait.codegen.tvm.main_func import compile_main
 from plait.codegen.tvm.parts import PARTS, in_parts
 from plait.codegen.tvm.pointers import over_pointers
+from plait.codegen.tvm.sharing import parts_for
 from plait.codegen.tvm.steps import regions
 from plait.ir import types as t
 from plait.ir.builder import Builder
@@ -47,10 +48,11 @@ def steps(parts: str) -> list[Call | Copy]:
         ("2011", ["2", "0", "1", "1"]),
         ("22c22", ["22", "c", "22"]),
         ("2111", ["2", "1", "1", "1"]),
+        ("22922", ["22", "9", "22"]),
     ],
 )
 def test_regions_begin_and_end_with_kernels_of_several_parts(parts: str, shared: list[str]) -> None:
-    found = list(regions(steps(parts)))
+    found = list(regions(steps(parts), 2))
     assert [parts[first:last] for first, last in found] == shared
 
 
@@ -69,7 +71,7 @@ def model_of(func: Any, calls: int, size: int, threads: int) -> CompiledModel:
     parts = int(func.attrs[PARTS]) if PARTS in func.attrs else 0
     chain = [Call("k_parts", (Y if k else X, Y), "", parts) for k in range(calls)]
     given, made = (TensorSpec(name, "float32", (size,)) for name in "xy")
-    plan = ModulePlan(f"parts{size}", (given,), (made,), tuple(chain))
+    plan = ModulePlan(f"parts{size}", (given,), (made,), tuple(chain), threads=2)
     kernel = compile_kernel(over_pointers(func), "k_parts", host_target())
     library = Library([kernel, compile_main(plan, host_target())])
     return CompiledModel(plan, library, threads=threads)
@@ -80,7 +82,7 @@ def one_step(_: int, go: Callable[[], object]) -> None:
 
 
 @pytest.mark.parametrize("rows", [2, 5, 23])
-@pytest.mark.parametrize("most", [2, 3])
+@pytest.mark.parametrize("most", [2, 3, 32])
 def test_parts_cover_the_loop_once(rows: int, most: int) -> None:
     func = in_parts(doubling(rows), most)
     assert func.attrs[PARTS] == min(rows, most)
@@ -93,9 +95,10 @@ def test_parts_cover_the_loop_once(rows: int, most: int) -> None:
         np.testing.assert_array_equal(step_by_step[0], 8 * x)
 
 
-def test_barriers_hold_over_many_runs() -> None:
+@pytest.mark.parametrize("parts", [2, 7])
+def test_each_part_is_done_once_in_many_runs(parts: int) -> None:
     rows = 64
-    model = model_of(in_parts(doubling(rows), 2), 20, rows * 8, 2)
+    model = model_of(in_parts(doubling(rows), parts), 20, rows * 8, 2)
     x = np.ones(rows * 8, np.float32)
     for _ in range(2000):
         (found,) = model(x)
@@ -109,16 +112,17 @@ def test_what_is_no_single_loop_stays_whole() -> None:
     assert PARTS not in in_parts(doubling(16), 1).attrs
 
 
-def test_a_failed_kernel_ends_the_run_in_every_thread() -> None:
+@pytest.mark.parametrize("rows", [2, 5])
+def test_a_failed_kernel_ends_the_run_in_every_thread(rows: int) -> None:
     x, y = (tirx.decl_buffer((16,), "float32", name=name) for name in "xy")
 
     def part(i: Any) -> Any:
         refuse = tirx.AssertStmt(i == 0, StringImm("ValueError"), [StringImm("no")])
         return sequence([refuse, put(y, i, x[i])])
 
-    body = loop(2, part, tirx.ForKind.PARALLEL)
-    func = in_parts(tirx.PrimFunc([x, y], body).with_attr("s_tir", True), 2)
-    assert func.attrs[PARTS] == 2
+    body = loop(rows, part, tirx.ForKind.PARALLEL)
+    func = in_parts(tirx.PrimFunc([x, y], body).with_attr("s_tir", True), rows)
+    assert func.attrs[PARTS] == rows
     for calls in (1, 3):
         model = model_of(func, calls, 16, 2)
         for _ in range(50):
@@ -137,20 +141,36 @@ def test_small_kernels_of_a_model_share_threads() -> None:
     module = compile_graph(b.finish([y]), threads=2)
     shared = [s.parts for s in module.plan.steps if isinstance(s, Call)]
     assert shared == [2] * len(shared)
-    assert list(regions(module.plan.steps)) == [(0, len(shared))]
+    assert list(regions(module.plan.steps, 2)) == [(0, len(shared))]
     data = np.random.default_rng(0).standard_normal((32, 256), np.float32)
     two, one = module.load(2)(data), module.load(1)(data)
     np.testing.assert_array_equal(two[0], one[0])
 
 
-def test_large_kernels_start_their_own_threads() -> None:
+def test_threads_take_the_parts_of_large_kernels_as_they_go() -> None:
     b = Builder()
     x = b.input(TensorType(t.f32, (1024, 1024)))
     graph = b.finish([b.emit("tanh", x) + 1.0])
     assert not footprint.small(graph)
-    assert [s.parts for s in compile_graph(graph, threads=2).plan.steps if isinstance(s, Call)] == [
-        0
-    ]
+    module = compile_graph(graph, threads=2)
+    (parts,) = (s.parts for s in module.plan.steps if isinstance(s, Call))
+    assert 2 < parts <= parts_for(2)
+    data = np.random.default_rng(0).standard_normal((1024, 1024), np.float32)
+    np.testing.assert_array_equal(module.load(2)(data)[0], module.load(1)(data)[0])
+
+
+def test_a_thread_that_is_held_up_leaves_its_parts_to_others() -> None:
+    x, y = (tirx.decl_buffer((32,), "float32", name=name) for name in "xy")
+
+    def part(i: Any) -> Any:
+        sleep = tirx.Evaluate(tirx.call_extern("int32", "usleep", tirx.IntImm("int32", 300_000)))
+        thread = tirx.Cast("float32", tirx.call_extern("int32", "gettid"))
+        return sequence([tirx.IfThenElse(i == 0, sleep, None), put(y, i, thread)])
+
+    body = loop(32, part, tirx.ForKind.PARALLEL)
+    func = in_parts(tirx.PrimFunc([x, y], body).with_attr("s_tir", True), 32)
+    (threads,) = model_of(func, 1, 32, 2)(np.zeros(32, np.float32))
+    assert set(threads[1:]) == {threads[-1]} != {threads[0]}
 
 
 def test_code_survives_the_cache() -> None:

@@ -72,14 +72,14 @@ def plan(captured: CapturedModel) -> dict[str, Any]:
     context = Context(cpu_target(threads))
     lowered = parse_pipeline(DEFAULT_PIPELINE).run(captured.graph, context)
     assert context.plan is not None
-    symbols = dict.fromkeys(range(len(lowered.nodes)), "")
+    calls = dict.fromkeys(range(len(lowered.nodes)), ("", 0))
     kernels = [n for n in lowered.nodes if n.op == "kernel"]
     scratch = _scratch(kernels, threads)
     return {
         "kernels": len(kernels),
         "distinct_kernels": len(Counter(map(_identity, kernels))),
         "flops": footprint.flops(captured.graph),
-        "weights_bytes": make_plan(lowered, context.plan, symbols)[0].weights_bytes,
+        "weights_bytes": make_plan(lowered, context.plan, calls, threads)[0].weights_bytes,
         "arena_bytes": context.plan.size,
         "arena_bound_bytes": context.plan.bound,
         "scratch_bytes": max((row["bytes"] for row in scratch), default=0),
