@@ -35,7 +35,7 @@ class MeasurementFailed(SystemExit):
 def apart(
     module: str, names: Sequence[str], options: Sequence[object] = (), cache: Path | None = None
 ) -> Any:
-    """What a script measures in a process of its own, with an empty kernel cache if given one.
+    """What a script measures in a process of its own, with this kernel cache if given one.
 
     The script is asked by `--one NAMES FILE` to write one measurement, as JSON, into a file.
     Raises `MeasurementFailed` if it ends with another exit code than 0.

@@ -27,7 +27,6 @@ from plait.passes.memory import block_bytes
 from plait.passes.pipeline import Pass, register_pass
 from plait.passes.rewrite import eliminate_dead
 
-# Parts in one piece begin on lines, which two threads then never share.
 VECTOR = 32  # bytes: rows that lie apart begin on vectors
 COPY = 64 * 1024  # bytes that others must save for each kernel that copies; its cost is a guess
 

@@ -40,7 +40,8 @@ from plait.runtime.alignedzip import AlignedZipWriter, Piece, read_directory
 from plait.runtime.executor import CompiledModel
 from plait.runtime.loader import Library
 
-FORMAT_VERSION = 2  # 1 had no functions to check arrays by
+FORMAT_VERSION = 3  # 1 had no functions to check arrays by, 2 no kernels in parts
+_OLDEST_READ = 2
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 SAMPLES = "samples.safetensors"
@@ -307,7 +308,7 @@ def _read_manifest(path: Path, text: bytes) -> dict[str, Any]:
         raise CorruptArtifact(path=path, message=message) from error
     if found > FORMAT_VERSION:
         raise NewerArtifact(path=path, found=found, supported=FORMAT_VERSION)
-    if found < FORMAT_VERSION:
+    if found < _OLDEST_READ:
         message = f"its format {found} is no longer read: compile the model again"
         raise ArtifactError(path=path, message=message)
     for key, form in _FIELDS.items():

@@ -22,7 +22,6 @@ from plait.ir import op as ops
 from plait.ir.errors import PlanError, Unsupported, UnsupportedOp
 from plait.ir.graph import Attrs, Graph
 from plait.ir.types import TensorType, bf16
-from plait.passes import footprint
 from plait.passes.context import Context
 from plait.passes.hooks import Timing
 from plait.passes.memory import MemoryPlan
@@ -175,7 +174,7 @@ class _Kernels:
         self.progress = progress or (lambda stage, done, total: None)
         self.built = 0
         self.symbols: dict[int, str] = {}
-        self.parts: dict[str, int] = {}
+        self.parts: dict[str, int] = {}  # by symbol, as in `Call`
 
     def run(self) -> tuple[tuple[Kernel, ...], list[bytes]]:
         calls: dict[str, int] = {}
@@ -192,10 +191,9 @@ class _Kernels:
         done = len(found)
         one_by_one = Lock()  # compiling threads report here
 
-        def finished(job: Any, data: bytes) -> None:
+        def finished(job: Any, code: Code) -> None:
             nonlocal done
-            found[job.symbol] = Code(data, self.parts[job.symbol])
-            self.cache.put(job.symbol[2:], found[job.symbol].to_bytes())
+            self.cache.put(job.symbol[2:], code.to_bytes())
             with one_by_one:
                 done += 1
                 self.progress("kernels", done, len(nodes))
@@ -204,31 +202,24 @@ class _Kernels:
             open_tvm()
             from plait.codegen.tvm.build import KernelJob, compile_many
 
-            jobs = [KernelJob(s, partial(self._make, s, nodes[s])) for s in missing]
-            compile_many(jobs, self.machine, 2, finished)
+            jobs = [KernelJob(s, partial(self._make, nodes[s])) for s in missing]
+            found |= compile_many(jobs, self.machine, 2, finished)
         self.built = len(missing)
         self.parts = {s: code.parts for s, code in found.items()}
         kernels = tuple(self._kernel(s, nodes[s], calls[s]) for s in nodes)
         return kernels, [found[s].data for s in nodes]
 
     def _symbol(self, attrs: Attrs) -> str:
-        parts = (attrs["body"].digest, attrs["schedule"], *map(str, attrs["pitch"]))
-        key = "\0".join((*parts, str(self.threads), str(self.machine), code_fingerprint()))
+        made = (attrs["body"].digest, attrs["schedule"], *map(str, attrs["pitch"]))
+        key = "\0".join((*made, str(self.threads), str(self.machine), code_fingerprint()))
         return f"k_{sha256(key.encode()).hexdigest()[:32]}"
 
-    def _make(self, symbol: str, k: int) -> Any:
-        """The PrimFunc of the kernel at node `k`; it notes in how many parts that is called."""
-        from plait.codegen.tvm.parts import PARTS, in_parts
-        from plait.codegen.tvm.pointers import over_pointers
-        from plait.codegen.tvm.sharing import parts_for
-        from plait.codegen.tvm.target import cpu_target
+    def _make(self, k: int) -> Any:
+        """The PrimFunc of the kernel at node `k`."""
+        from plait.codegen.tvm.kernel import prim_func
 
         attrs = self.graph.nodes[k].attrs
-        func = cpu_target(self.threads).build(attrs["body"], attrs["schedule"], attrs["pitch"])
-        small = footprint.small(attrs["body"])
-        func = in_parts(func, self.threads if small else parts_for(self.threads))
-        self.parts[symbol] = int(func.attrs[PARTS]) if PARTS in func.attrs else 0
-        return over_pointers(func)
+        return prim_func(attrs["body"], attrs["schedule"], attrs["pitch"], self.threads)
 
     def _kernel(self, symbol: str, k: int, calls: int) -> Kernel:
         node = self.graph.nodes[k]

@@ -142,7 +142,8 @@ class CompiledModel:
     ) -> tuple[Array, ...]:
         """Run step by step; `around(i, go)` must call `go()`, which runs `plan.steps[i]`.
 
-        It may time it: a step run this way costs a microsecond more than inside a whole run.
+        It may time it: a step run this way costs a microsecond more than inside a whole run, and
+        two if it shares threads with others there.
         """
         arrays = self._normalised(inputs)
         results = [new() for new in self._new_outputs]

@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -238,9 +239,10 @@ class Race:
     def __init__(self, task: Task, target: Target) -> None:
         open_tvm()
         from plait.codegen.tvm.build import KernelJob, compile_many, host_target
+        from plait.codegen.tvm.kernel import prim_func
         from plait.codegen.tvm.main_func import compile_main
-        from plait.codegen.tvm.pointers import over_pointers
 
+        machine, threads = host_target(), target.threads
         rng = np.random.default_rng(0)
         data = [_random(ty, rng) for ty in task.body.input_types]
         given = [a for a, constant in zip(data, task.constant, strict=True) if not constant]
@@ -257,23 +259,25 @@ class Race:
                 return PointerArg("weights", 0, offsets[name])
             return PointerArg("input", next(i for i, a in enumerate(given) if a is array))
 
+        jobs = []
+        for number, (node, _) in enumerate(made):
+            what = node.attrs["body"], node.attrs["schedule"], node.attrs["pitch"]
+            jobs.append(KernelJob(f"k_{number}", partial(prim_func, *what, threads)))
+        code = compile_many(jobs, machine, 2)
         results = [PointerArg("output", k) for k in range(len(task.body.outputs))]
-        calls = [
-            Call(
-                f"k_{number}", (*(pointer(number, k, a) for k, a in enumerate(operands)), *results)
-            )
-            for number, (_, operands) in enumerate(made)
-        ]
+        calls = []
+        for number, (_, operands) in enumerate(made):
+            args = (*(pointer(number, k, a) for k, a in enumerate(operands)), *results)
+            calls.append(Call(f"k_{number}", args, "", code[f"k_{number}"].parts))
         specs = [TensorSpec(f"x{k}", str(a.dtype), a.shape) for k, a in enumerate(self.arrays)]
         outputs = [_flat_spec(f"y{k}", ty) for k, ty in enumerate(task.body.output_types)]
-        plan = ModulePlan("race", tuple(specs), tuple(outputs), tuple(calls), 0, placed)
-        machine = host_target()
-        jobs = [KernelJob(f"k_{number}", _maker(target, kernel, over_pointers))
-                for number, (kernel, _) in enumerate(made)]  # fmt: skip
-        built = compile_many(jobs, machine, 2, lambda job, data: None)
-        library = Library([*(built[j.symbol] for j in jobs), compile_main(plan, machine)])
+        plan = ModulePlan(
+            "race", tuple(specs), tuple(outputs), tuple(calls), 0, placed, threads=threads
+        )
+        objects = [code[job.symbol].data for job in jobs]
+        library = Library([*objects, compile_main(plan, machine)])
         copies = max(1, min(MOST_COPIES, COLD_BYTES // max(1, plan.weights_bytes)))
-        self.models = [CompiledModel(plan, library, pack_weights(placed, weights), target.threads)
+        self.models = [CompiledModel(plan, library, pack_weights(placed, weights), threads)
                        for _ in range(copies)]  # fmt: skip
 
     def run(self, rounds: int) -> dict[int, Any]:
@@ -310,11 +314,6 @@ class Race:
 
 def _is_one_of(array: Any, arrays: Sequence[Any]) -> bool:
     return any(array is a for a in arrays)
-
-
-def _maker(target: Target, kernel: Node, over_pointers: Callable[[Any], Any]) -> Callable[[], Any]:
-    attrs = kernel.attrs
-    return lambda: over_pointers(target.build(attrs["body"], attrs["schedule"]))
 
 
 def _packed(

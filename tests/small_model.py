@@ -95,9 +95,9 @@ def small_code() -> TargetCode:
 
     target = host_target()
     jobs = [KernelJob(name, lambda f=func: f) for name, func in small_kernels().items()]
-    objects = compile_many(jobs, target)
+    objects = [code.data for code in compile_many(jobs, target).values()]
     plan = small_plan()
-    return TargetCode(target, plan, (*objects.values(), compile_main(plan, target)))
+    return TargetCode(target, plan, (*objects, compile_main(plan, target)))
 
 
 @pytest.fixture(scope="session")

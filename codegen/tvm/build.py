@@ -21,6 +21,8 @@ from tvm import tirx
 from tvm.target import codegen as llvm
 
 from plait.codegen.cpu import CpuTarget, checked_features, host_features
+from plait.codegen.plan import Code
+from plait.codegen.tvm.parts import parts_of
 from plait.ir.errors import CompileFailure, UnknownName
 
 MACHINE = "x86_64"
@@ -108,19 +110,20 @@ def compile_many(
     jobs: Sequence[KernelJob],
     target: CpuTarget,
     threads: int = 2,
-    done: Callable[[KernelJob, bytes], None] | None = None,
-) -> dict[str, bytes]:
-    """Compile each job to object code, on several threads (TVM lets go of the GIL: 1.9x on two).
+    done: Callable[[KernelJob, Code], None] | None = None,
+) -> dict[str, Code]:
+    """Compile each job, on several threads (TVM lets go of the GIL: 1.9x on two).
 
     `done` is called from the worker thread after each.  The first failure is raised, and what has
     not started by then is dropped.
     """
 
-    def work(job: KernelJob) -> bytes:
-        data = compile_kernel(job.make(), job.symbol, target)
+    def work(job: KernelJob) -> Code:
+        func = job.make()
+        code = Code(compile_kernel(func, job.symbol, target), parts_of(func))
         if done is not None:
-            done(job, data)
-        return data
+            done(job, code)
+        return code
 
     with ThreadPoolExecutor(max_workers=max(1, threads), thread_name_prefix="compile") as pool:
         futures = {job.symbol: pool.submit(work, job) for job in jobs}

@@ -119,9 +119,10 @@ def _layout(plan: ModulePlan) -> f.FrameLayout:
 
 def _go(plan: ModulePlan, frame: Any, words: Any, begin: Any, end: Any) -> list[Stmt]:
     """Run the steps, and return how that went."""
-    call = tirx.call_extern("int32", plan.steps_symbol, frame, begin, end)
+    call: Any = tirx.call_extern("int32", plan.steps_symbol, frame, begin, end)
     status = words[_layout(plan).status].astype("int32")
-    return [tirx.Evaluate(call), tirx.Return(status)]
+    # Threads that could not start leave no status.
+    return [tirx.IfThenElse(call != 0, tirx.Return(_int(-1)), None), tirx.Return(status)]
 
 
 def _refuse(conditions: Sequence[PrimExpr]) -> Stmt:

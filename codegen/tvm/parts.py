@@ -42,12 +42,18 @@ def in_parts(func: Any, most: int) -> Any:
     return made.with_attr(PARTS, parts)
 
 
+def parts_of(func: Any) -> int:
+    """The calls that make a kernel whole; 0 if it starts threads by itself."""
+    return int(func.attrs[PARTS]) if PARTS in func.attrs else 0
+
+
 def _whole(stmt: Stmt) -> Any:
     """The parallel loop that a statement is, around which there is no other work."""
     if isinstance(stmt, tirx.For):
         return stmt if stmt.kind == tirx.ForKind.PARALLEL else None
     if isinstance(stmt, tirx.AttrStmt):
-        return _whole(stmt.body)
+        # Within a pragma of threads every thread does what is not their loop.
+        return None if stmt.attr_key.startswith("pragma_parallel") else _whole(stmt.body)
     if isinstance(stmt, s_tir.SBlockRealize):
         block = stmt.block
         # Its buffers are those of iterations: TVM allocates each where it is used.
@@ -60,8 +66,10 @@ def _share(loop: Any, part: Any, parts: int) -> Any:
     """The iterations of the parallel loop that belong to a part; other loops as they are."""
     if loop.kind != tirx.ForKind.PARALLEL:
         return loop
-    first = part * loop.extent // parts
-    count = (part + 1) * loop.extent // parts - first
+    # A product of the two numbers might not fit an int32.
+    each, more = divmod(int(loop.extent), parts)
+    first = part * each + tirx.min(part, more)
+    count = each + tirx.Cast("int32", part < more)
     var = tirx.Var(loop.loop_var.name, "int32")
 
     def moved(v: Any) -> Any:

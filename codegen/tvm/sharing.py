@@ -24,8 +24,8 @@ _LOCK, _COUNT, _FREE = 0, 1, 2  # where what is: from the last on, a word for ea
 
 
 def parts_for(threads: int) -> int:
-    """Parts that a large kernel is cut into."""
-    return min(SHARES * threads, MOST_PARTS) if threads > 1 else 1
+    """Parts that a large kernel is cut into: as many for each thread."""
+    return threads * max(1, min(SHARES, MOST_PARTS // threads)) if threads > 1 else 1
 
 
 class Sharing:

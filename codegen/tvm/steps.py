@@ -46,7 +46,7 @@ def regions(steps: Sequence[Step], threads: int) -> Iterator[tuple[int, int]]:
 
 
 def _parts(step: Step) -> int:
-    """Calls of a step that any threads may do; 0 of one that starts threads by itself."""
+    """Calls of a step that any threads may do; 0 of a copy, or if it starts threads by itself."""
     return step.parts if isinstance(step, Call) else 0
 
 

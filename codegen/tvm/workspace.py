@@ -8,9 +8,11 @@ from typing import Any
 import tvm
 from tvm import tirx
 
+from plait.codegen.plan import align
 from plait.codegen.tvm.build import FLAT, STACK_BYTES, host_target, pass_context, tvm_target
 
 Stmt = Any
+POOL_BYTES = 4096  # what TVM's pools round a buffer up to
 
 
 @dataclass(frozen=True)
@@ -75,4 +77,4 @@ def _nbytes(buffer: Any) -> int:
     size = tvm.DataType(str(buffer.dtype)).itemsize
     for extent in buffer.shape:
         size *= int(extent)
-    return size if size >= STACK_BYTES else 0
+    return align(size, POOL_BYTES) if size >= STACK_BYTES else 0

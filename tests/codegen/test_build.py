@@ -10,7 +10,7 @@ import pytest
 from tvm.script import tirx as T
 
 from plait.codegen.cpu import host_features
-from plait.codegen.plan import Call, Copy, ModulePlan, PointerArg, TensorSpec
+from plait.codegen.plan import Call, Code, Copy, ModulePlan, PointerArg, TensorSpec
 from plait.codegen.tvm.build import (
     FLAT,
     KernelJob,
@@ -90,14 +90,14 @@ def test_compiling_on_two_threads() -> None:
     names: set[str] = set()
     both = threading.Barrier(2, timeout=60)
 
-    def done(job: KernelJob, data: bytes) -> None:
+    def done(job: KernelJob, code: Code) -> None:
         names.add(threading.current_thread().name)
         both.wait()  # one thread alone would never pass
 
     jobs = [KernelJob(f"k_{i}", lambda i=i: double(64 * (i + 1))) for i in range(4)]
     objects = compile_many(jobs, host_target(), done=done)
     assert list(objects) == [j.symbol for j in jobs]
-    assert all(data.startswith(b"\x7fELF") for data in objects.values())
+    assert all(code.data.startswith(b"\x7fELF") for code in objects.values())
     assert len(names) == 2 and all(name.startswith("compile") for name in names)
 
 

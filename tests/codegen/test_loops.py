@@ -200,7 +200,7 @@ class Compiled:
         args = [PointerArg("input", k) for k in range(len(ins))]
         args += [PointerArg("output", k) for k in range(len(outs))]
         plan = ModulePlan("one", ins, outs, (Call(symbol, tuple(args)),))
-        code = [self.code[symbol], compile_main(plan, host_target())]
+        code = [self.code[symbol].data, compile_main(plan, host_target())]
         found = CompiledModel(plan, Library(code), None, threads)(
             *(a if a.size else np.zeros(1, a.dtype) for a in flat)
         )

@@ -17,7 +17,7 @@ from plait.codegen.plan import Call, Code, Copy, ModulePlan, PointerArg, TensorS
 from plait.codegen.tvm.build import compile_kernel, host_target
 from plait.codegen.tvm.loops import along, loop, put, sequence
 from plait.codegen.tvm.main_func import compile_main
-from plait.codegen.tvm.parts import PARTS, in_parts
+from plait.codegen.tvm.parts import PARTS, in_parts, parts_of
 from plait.codegen.tvm.pointers import over_pointers
 from plait.codegen.tvm.sharing import parts_for
 from plait.codegen.tvm.steps import regions
@@ -112,22 +112,72 @@ def test_what_is_no_single_loop_stays_whole() -> None:
     assert PARTS not in in_parts(doubling(16), 1).attrs
 
 
+def reversing(rows: int) -> Any:
+    """A kernel of one part, each of whose results needs two that other parts have made."""
+    size = rows * 8
+    x, y = (tirx.decl_buffer((size,), "float32", name=name) for name in "xy")
+    half = tirx.const(0.5, "float32")
+    body = loop(size, lambda i: put(y, i, half * x[i] + half * x[size - 1 - i]))
+    return tirx.PrimFunc([x, y], body).with_attr("s_tir", True)
+
+
+@pytest.mark.parametrize("most", [3, 7])
+def test_kernels_of_one_part_wait_for_those_of_several(most: int) -> None:
+    rows = 23
+    funcs = {"k_two": in_parts(doubling(rows), most), "k_one": in_parts(reversing(rows), 3)}
+    middle = PointerArg("arena")
+    calls = [Call("k_two", (X, Y), "", most)]
+    for ones in (1, 2, 0, 1, 3):
+        calls += [Call("k_one", (Y, middle), "", 1), Call("k_one", (middle, Y), "", 1)] * ones
+        calls += [Call("k_two", (Y, Y), "", most)]
+    specs = [TensorSpec(name, "float32", (rows * 8,)) for name in "xy"]
+    plan = ModulePlan("mixed", (specs[0],), (specs[1],), tuple(calls), 4 * rows * 8, threads=3)
+    objects = [compile_kernel(over_pointers(f), s, host_target()) for s, f in funcs.items()]
+    library = Library([*objects, compile_main(plan, host_target())])
+    x = np.random.default_rng(0).standard_normal(rows * 8, np.float32)
+    mean = (x + x[::-1]) / 2
+    for threads in (1, 2, 3, 4):
+        model = CompiledModel(plan, library, threads=threads)
+        for _ in range(200):
+            np.testing.assert_array_equal(model(x)[0], 64 * mean)
+        np.testing.assert_array_equal(model.run_steps([x], one_step)[0], 64 * mean)
+
+
+def test_parts_of_very_long_loops() -> None:
+    rows = 17_100_001  # 127 times so many is beyond an int32
+    x, y = (tirx.decl_buffer((rows,), "float32", name=name) for name in "xy")
+    body = loop(rows, lambda i: put(y, i, x[i]), tirx.ForKind.PARALLEL)
+    func = in_parts(tirx.PrimFunc([x, y], body).with_attr("s_tir", True), 128)
+    data = np.arange(rows, dtype=np.float32)
+    np.testing.assert_array_equal(model_of(func, 1, rows, 2)(data)[0], data)
+
+
+@pytest.mark.parametrize("then", [0, 1, 2, 5])
 @pytest.mark.parametrize("rows", [2, 5])
-def test_a_failed_kernel_ends_the_run_in_every_thread(rows: int) -> None:
+def test_nothing_follows_a_failed_kernel(rows: int, then: int) -> None:
     x, y = (tirx.decl_buffer((16,), "float32", name=name) for name in "xy")
 
     def part(i: Any) -> Any:
         refuse = tirx.AssertStmt(i == 0, StringImm("ValueError"), [StringImm("no")])
-        return sequence([refuse, put(y, i, x[i])])
+        return sequence([refuse, put(y, 0, x[0])])
 
-    body = loop(rows, part, tirx.ForKind.PARALLEL)
-    func = in_parts(tirx.PrimFunc([x, y], body).with_attr("s_tir", True), rows)
-    assert func.attrs[PARTS] == rows
-    for calls in (1, 3):
-        model = model_of(func, calls, 16, 2)
-        for _ in range(50):
-            with pytest.raises(MemoryError, match="parts16"):
-                model(np.ones(16, np.float32))
+    failing = loop(rows, part, tirx.ForKind.PARALLEL)
+    row = loop(5, lambda i: put(y, 8 + i, x[i]), tirx.ForKind.PARALLEL if then != 1 else None)
+    bodies = {"k_failing": (failing, rows), "k_next": (row, max(then, 1))}
+    objects, calls = list[bytes](), list[Call]()
+    for symbol, (body, most) in bodies.items():
+        func = in_parts(tirx.PrimFunc([x, y], body).with_attr("s_tir", True), most)
+        objects.append(compile_kernel(over_pointers(func), symbol, host_target()))
+        calls.append(Call(symbol, (X, Y), "", parts_of(func)))
+    assert [call.parts for call in calls] == [rows, then]
+    given, made = (TensorSpec(name, "float32", (16,)) for name in "xy")
+    plan = ModulePlan("failing", (given,), (made,), (calls[0], calls[1], calls[0]), threads=2)
+    model = CompiledModel(plan, Library([*objects, compile_main(plan, host_target())]), threads=2)
+    result = np.zeros(16, np.float32)
+    for _ in range(50):
+        with pytest.raises(MemoryError, match="failing"):
+            model.run_into([np.ones(16, np.float32)], [result])
+        assert not result[8:].any()
 
 
 def test_small_kernels_of_a_model_share_threads() -> None:

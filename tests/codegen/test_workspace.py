@@ -11,11 +11,12 @@ pytest.importorskip("tvm", reason="TVM comes with the compile extra")
 
 from tvm import tirx
 
+from plait.codegen.plan import align
 from plait.codegen.tvm.blocks import ZERO, scratch
 from plait.codegen.tvm.build import FLAT, STACK_BYTES
 from plait.codegen.tvm.loops import flat, loop, put, sequence
 from plait.codegen.tvm.target import cpu_target
-from plait.codegen.tvm.workspace import Workspace, workspace
+from plait.codegen.tvm.workspace import POOL_BYTES, Workspace, workspace
 from plait.ir import types as t
 from plait.ir.builder import Builder
 from plait.ir.graph import Graph
@@ -25,7 +26,7 @@ from plait.runtime.loader import native
 
 
 def test_what_is_held_at_once() -> None:
-    """Buffers of one after the other are not, those below 1 KiB lie on the stack."""
+    """Buffers of one after the other are not, those below 1 KiB lie on the stack; in pages."""
     shared, each, inner, other, small = (scratch(n, "s") for n in (512, 256, 1024, 2048, 255))
     y = flat(TensorType(t.f32, (1,)), "y").buffer
 
@@ -40,8 +41,8 @@ def test_what_is_held_at_once() -> None:
     body = sequence([tirx.AllocBuffer(shared), put(shared, 0, ZERO), parallel])
     func = tirx.PrimFunc([y], body).with_attr("s_tir", True).with_attr(FLAT, True)
     found = workspace(func)
-    assert found == Workspace(4 * 512, 4 * (256 + 2048))
-    assert found.total(threads=3) == 4 * (512 + 3 * (256 + 2048))
+    assert found == Workspace(POOL_BYTES, 3 * POOL_BYTES)
+    assert found.total(threads=3) == POOL_BYTES * (1 + 3 * 3)
 
 
 def product(rows: int) -> Graph:
@@ -57,7 +58,7 @@ def test_a_product_that_packs_panels(rows: int, panels: int) -> None:
     (kernel,) = compile_graph(product(rows)).kernels
     nr = int(kernel.schedule.partition("nr=")[2].split()[0])
     found = workspace(cpu_target().build(kernel.body, kernel.schedule))
-    assert found == Workspace(0, panels * 4 * 96 * nr)
+    assert found == Workspace(0, panels * align(4 * 96 * nr, POOL_BYTES))
 
 
 def test_a_workspace_begins_on_a_line() -> None:

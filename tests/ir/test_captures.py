@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import reduce
 from typing import Any
 
@@ -328,8 +328,7 @@ def describe(item: Case) -> str:
 def test_the_import_agrees_with_torch(item: Case) -> None:
     target, args, kwargs = item
     overload = reduce(getattr, target.split("."), torch.ops)
-    found = overload(*map(to_torch, args), **kwargs)
-    wanted = [w.numpy() for w in (found if isinstance(found, (list, tuple)) else (found,))]
+    wanted = results(overload, args, kwargs)
     b = Builder()
     arrays = list({id(a): a for a in arrays_of(args)}.values())
     inputs = {id(a): b.input(TensorType(from_numpy(a.dtype), a.shape)) for a in arrays}
@@ -339,9 +338,24 @@ def test_the_import_agrees_with_torch(item: Case) -> None:
     graph = b.finish(made if isinstance(made, (list, tuple)) else [made])
     verify(graph)
     assert graph.output_types == capture.result
-    for got, want in zip(interpret(graph, arrays), wanted, strict=True):
+    for k, (got, want) in enumerate(zip(interpret(graph, arrays), wanted, strict=True)):
+        if (np.isnan(got) != np.isnan(want)).any():  # gelu(inf) is NaN in float32 on some CPUs
+            exact = results(overload, [doubled(a) for a in args], kwargs)[k]
+            want = np.where(np.isnan(want), exact, want).astype(want.dtype)
         scale = np.abs(want[np.isfinite(want)]).max(initial=0) if want.dtype.kind == "f" else 0
         np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-6 * scale)
+
+
+def results(overload: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
+    """What torch gives, as arrays."""
+    found = overload(*map(to_torch, args), **kwargs)
+    return [w.numpy() for w in (found if isinstance(found, (list, tuple)) else (found,))]
+
+
+def doubled(arg: Any) -> Any:
+    """A float32 array in float64; anything else as it is."""
+    is_float = isinstance(arg, np.ndarray) and arg.dtype == np.float32
+    return arg.astype(np.float64) if is_float else arg
 
 
 def test_every_importer_has_a_case() -> None:
