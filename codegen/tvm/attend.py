@@ -47,7 +47,8 @@ class Tiles:
     """The kernel for several query rows.
 
     lanes: query rows of a tile; key_tile: keys of a register tile; block: keys whose scores are
-    held at once; chunks: tasks that share a head; copy: whether a task copies K and V first.
+    held at once; chunks: tasks that share a head; copy: whether a task copies K and V first;
+    shared: whether threads share the tasks.
     """
 
     op: Operands
@@ -56,7 +57,7 @@ class Tiles:
     block: int
     chunks: int
     copy: int
-    parts: int
+    shared: int
 
     @cached_property
     def block_keys(self) -> int:
@@ -90,23 +91,18 @@ class Tiles:
         return ceil_div(self.op.keys, self.key_tile) * self.key_tile
 
     def build(self) -> Stmt:
-        items = self.op.heads * self.chunks
-        share = ceil_div(items, self.parts)
         memory = Memory(self)
 
-        def part(p: PrimExpr) -> Stmt:
-            def item(i: PrimExpr) -> Stmt:
-                at = p * share + i
-                stmt = Task(self, memory, at // self.chunks, at % self.chunks).build()
-                return stmt if items % self.parts == 0 else tirx.IfThenElse(at < items, stmt, None)
+        def item(at: PrimExpr) -> Stmt:
+            task = Task(self, memory, at // self.chunks, at % self.chunks)
+            return tirx.SeqStmt([*memory.allocations(), task.build()])
 
-            return tirx.SeqStmt([*memory.allocations(), loop(share, item, None, "item")])
-
-        return loop(self.parts, part, tirx.ForKind.PARALLEL, "part")
+        kind = tirx.ForKind.PARALLEL if self.shared else None
+        return loop(self.op.heads * self.chunks, item, kind, "item")
 
 
 class Memory:
-    """Scratch of a part: what its items need one after another."""
+    """Scratch of a task."""
 
     def __init__(self, tiles: Tiles) -> None:
         op = tiles.op

@@ -37,7 +37,8 @@ def choose(body: Graph, constant: tuple[bool, ...], threads: int) -> Selection |
     chunks = 1 if even else min(parts, tiles)
     schedule = Schedule.make(
         "attention", form="tiles", lanes=lanes, keys=_key_tile(op.keys, lanes),
-        block=_block(op.keys), chunks=chunks, copy=int(ceil_div(tiles, chunks) >= 3), parts=parts,
+        block=_block(op.keys), chunks=chunks, copy=int(ceil_div(tiles, chunks) >= 3),
+        shared=int(parts > 1),
     )  # fmt: skip
     return Selection(str(schedule))
 
@@ -72,7 +73,7 @@ def build(body: Graph, schedule: Schedule) -> Any:
     op = Operands(body)
     if schedule.parameters["form"] == "decode":
         return op.function(build_decode(op, bool(schedule.number("shared"))))
-    numbers = (schedule.number(k) for k in ("lanes", "keys", "block", "chunks", "copy", "parts"))
+    numbers = (schedule.number(k) for k in ("lanes", "keys", "block", "chunks", "copy", "shared"))
     return op.function(Tiles(op, *numbers).build())
 
 

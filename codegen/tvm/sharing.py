@@ -7,7 +7,7 @@ taken.  A part computes the same whoever takes it: so do the results.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvm import tirx
@@ -72,3 +72,25 @@ class Sharing:
     def _lock(self, function: str, *more: PrimExpr) -> Stmt:
         place = tirx.call_intrin("handle", "tirx.address_of", self.left[_LOCK])
         return tirx.Evaluate(tirx.call_extern("int32", function, place, *more))
+
+
+def shared(
+    count: int, threads: int, item: Callable[[PrimExpr], Stmt], own: Sequence[Any] = ()
+) -> Stmt:
+    """`item` at 0..count-1, by threads that take neighbours as they go; each has `own` buffers."""
+    buffers = [tirx.AllocBuffer(b) for b in own]
+    parts = min(count, parts_for(threads))
+    if parts < 2:
+        return sequence([*buffers, loop(count, item, None, "k")])
+    sharing, (each, more) = Sharing(parts), divmod(count, parts)
+
+    def work(part: PrimExpr) -> Stmt:
+        first = part * each + tirx.min(part, more)
+        some = each + tirx.Cast("int32", part < more) if more else each
+        return loop(some, lambda k: item(first + k), None, "k")
+
+    def thread(first: PrimExpr) -> Stmt:
+        return sequence([*buffers, sharing.take(first, work)])
+
+    parallel = loop(parts, thread, tirx.ForKind.PARALLEL, "part")
+    return sequence([tirx.AllocBuffer(sharing.left), sharing.open(), parallel])

@@ -28,6 +28,7 @@ from plait.codegen.tvm.image import (
 )
 from plait.codegen.tvm.loops import Ahead, Memory, apart, loop, sequence
 from plait.codegen.tvm.scalars import const
+from plait.codegen.tvm.sharing import shared
 from plait.codegen.winograd import (
     PAD,
     WinogradTile,
@@ -125,26 +126,11 @@ class WinogradNest:
     def build(self) -> Any:
         def block(k: PrimExpr) -> Stmt:
             first = k * self.tile.block
-            return sequence([self._shared(self.tile.block, [], lambda t: self._data(first, t)),
+            return sequence([shared(self.tile.block, self.threads, lambda t: self._data(first, t)),
                              self._products(first)])  # fmt: skip
 
         blocks = loop(ceil_div(self.tiles, self.tile.block), block, None, "block")
         return self.ports.function([tirx.AllocBuffer(self.data), blocks])
-
-    def _shared(self, count: int, buffers: list[Any], stmt: Callable[[PrimExpr], Stmt]) -> Stmt:
-        """`stmt` at 0..count-1, in equal shares of neighbours; each thread has own `buffers`."""
-        share = ceil_div(count, self.threads)
-
-        def part(p: PrimExpr) -> Stmt:
-            def one(k: PrimExpr) -> Stmt:
-                at = p * share + k
-                whole = count % self.threads == 0
-                return stmt(at) if whole else tirx.IfThenElse(at < count, stmt(at), None)
-
-            return sequence([*map(tirx.AllocBuffer, buffers), loop(share, one, None, "k")])
-
-        kind = tirx.ForKind.PARALLEL if self.tile.parallel else None
-        return loop(self.threads, part, kind, "part")
 
     def _place(self, tile: PrimExpr) -> tuple[PrimExpr, PrimExpr, PrimExpr]:
         """(image, row, column) of a tile's first result."""
@@ -233,7 +219,7 @@ class WinogradNest:
             ]
             return tirx.IfThenElse(at < self.tiles, sequence(stmts), None)
 
-        return self._shared(groups * self.panels, [made], item)
+        return shared(groups * self.panels, self.threads, item, [made])
 
     def _plane(self, made: Any, stride: int, x: PrimExpr, panel: PrimExpr, group: PrimExpr) -> Stmt:
         """The products of a group of tiles with a panel in one plane."""
