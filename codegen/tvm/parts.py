@@ -62,14 +62,19 @@ def _whole(stmt: Stmt) -> Any:
     return None
 
 
+def neighbours(count: int, parts: int, part: Any) -> tuple[Any, Any]:
+    """The first of the items of a part, and how many they are."""
+    each, more = divmod(count, parts)  # the product of part and count might not fit an int32
+    if not more:
+        return part * each, tirx.const(each, "int32")
+    return part * each + tirx.min(part, more), each + tirx.Cast("int32", part < more)
+
+
 def _share(loop: Any, part: Any, parts: int) -> Any:
     """The iterations of the parallel loop that belong to a part; other loops as they are."""
     if loop.kind != tirx.ForKind.PARALLEL:
         return loop
-    # A product of the two numbers might not fit an int32.
-    each, more = divmod(int(loop.extent), parts)
-    first = part * each + tirx.min(part, more)
-    count = each + tirx.Cast("int32", part < more)
+    first, count = neighbours(int(loop.extent), parts, part)
     var = tirx.Var(loop.loop_var.name, "int32")
 
     def moved(v: Any) -> Any:

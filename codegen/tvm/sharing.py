@@ -13,6 +13,7 @@ from typing import Any
 from tvm import tirx
 
 from plait.codegen.tvm.loops import loop, put, sequence
+from plait.codegen.tvm.parts import neighbours
 from plait.codegen.tvm.scalars import const
 
 PrimExpr = Any
@@ -82,11 +83,10 @@ def shared(
     parts = min(count, parts_for(threads))
     if parts < 2:
         return sequence([*buffers, loop(count, item, None, "k")])
-    sharing, (each, more) = Sharing(parts), divmod(count, parts)
+    sharing = Sharing(parts)
 
     def work(part: PrimExpr) -> Stmt:
-        first = part * each + tirx.min(part, more)
-        some = each + tirx.Cast("int32", part < more) if more else each
+        first, some = neighbours(count, parts, part)
         return loop(some, lambda k: item(first + k), None, "k")
 
     def thread(first: PrimExpr) -> Stmt:
