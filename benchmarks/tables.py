@@ -71,7 +71,7 @@ def costs(results: Results) -> str:
         f"\nSeconds · MB, batch {results['batch']}: from the loaded model to the first results in "
         "a process of its own, with empty caches and with the compiler's imports; and how far the "
         "resident memory of that process rose in building and two runs (the C++ compilers that "
-        "Inductor starts are not in it)."
+        "Inductor starts are not in it). A dash: not recorded."
     )
     return "\n".join(lines)
 

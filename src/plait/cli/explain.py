@@ -55,8 +55,8 @@ def plan(captured: CapturedModel) -> dict[str, Any]:
     """What compiling the model would make, without making it: kernels, memory, arithmetic.
 
     A run takes, beside inputs and outputs: `weights_bytes` as kernels read them, `arena_bytes`, the
-    one block that holds all intermediates, and up to `scratch_bytes` more, what the kernel that
-    allocates most holds on so many `threads`.  `eager_peak_bytes` is what eager execution of the
+    one block that holds all intermediates, and `scratch_bytes`, what the kernel that allocates most
+    holds on so many `threads`.  `eager_peak_bytes` is what eager execution of the
     same graph holds at its peak, outputs included.
     """
     from plait.codegen.tvm.target import cpu_target
