@@ -32,6 +32,7 @@ SHARE_BAR: Final = 90.0  # percent
 def measure(name: str, budget: float) -> dict[str, Any]:
     """Tune one model for at most `budget` seconds; the result as plain data, times in seconds."""
     from benchmarks.zoo import ZOO
+    from plait.codegen.cpu import host_core
     from plait.codegen.host import host
     from plait.codegen.tvm.target import cpu_target
     from plait.frontend.export import capture
@@ -40,7 +41,7 @@ def measure(name: str, budget: float) -> dict[str, Any]:
 
     entry = ZOO[name]()
     graph = capture(entry.model, entry.example_args, name=name).graph
-    target = cpu_target(knobs.NUM_THREADS.get())
+    target = cpu_target(knobs.NUM_THREADS.get(), host_core())
     start = time.perf_counter()
     todo = tuning.tasks(graph, target)
     found = list(tuning.tune(todo, target, KernelCache(), budget))

@@ -1,4 +1,4 @@
-"""Shapes and register tiles of convolutions and windows on AVX2, chosen by a model of the core.
+"""Shapes and register tiles of convolutions and windows, chosen by a model of the core.
 
 The model is fitted to a core of 100 GFLOP/s; nothing is measured when a tile is chosen.  Images
 are [n, h, w, c] here; a sequence is an image of width 1.  Sizes are in elements of float32.
@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Literal
 
+from plait.codegen.core import Core, core, simd
 from plait.codegen.tiles import (
     L2_BYTES,
     L3_BYTES,
-    LANES,
     ORDER,
     PARALLEL_CYCLES,
     SHARED_BYTES,
@@ -146,15 +147,22 @@ def window_shape(x: Sequence[int], window: Sequence[int], attrs: Mapping[str, An
                        pair(attrs["high"], 0), pair(attrs["dilation"], 1))  # fmt: skip
 
 
-# Fraction of its peak that a core reaches in a tile (rows, channels), on shapes the tile divides.
+# Fraction of its peak that a core reaches in a tile (rows, vectors of channels), on shapes the tile
+# divides, with 16 registers and with 32.
 # What limits: latency below 8 accumulators, loads below 4 rows, registers above 16 vectors.
-EFFICIENCY: dict[tuple[int, int], float] = {
-    (6, 16): 0.99, (5, 16): 0.98, (4, 24): 0.97, (3, 24): 0.94, (4, 16): 0.92, (2, 32): 0.93,
-    (2, 40): 0.95, (3, 16): 0.75, (2, 24): 0.75, (2, 16): 0.52, (1, 64): 0.5, (1, 32): 0.48,
-    (1, 16): 0.29, (8, 8): 0.72, (7, 8): 0.73, (6, 8): 0.66, (5, 8): 0.6, (4, 8): 0.48,
-    (2, 8): 0.25, (1, 8): 0.13,
+_SIXTEEN = {
+    (6, 2): 0.99, (5, 2): 0.98, (4, 3): 0.97, (3, 3): 0.94, (4, 2): 0.92, (2, 4): 0.93,
+    (2, 5): 0.95, (3, 2): 0.75, (2, 3): 0.75, (2, 2): 0.52, (1, 8): 0.5, (1, 4): 0.48,
+    (1, 2): 0.29, (8, 1): 0.72, (7, 1): 0.73, (6, 1): 0.66, (5, 1): 0.6, (4, 1): 0.48,
+    (2, 1): 0.25, (1, 1): 0.13,
 }  # fmt: skip
-FLOATS_PER_CYCLE = 2 * LANES  # multiply-adds of a core at its peak
+_THIRTY_TWO = {
+    (9, 3): 0.97, (8, 3): 0.97, (6, 4): 0.97, (12, 2): 0.96, (5, 5): 0.95, (14, 2): 0.93,
+    (10, 2): 0.93, (6, 3): 0.93, (4, 6): 0.92, (4, 4): 0.92, (5, 3): 0.9, (8, 2): 0.9, (6, 2): 0.84,
+    (4, 3): 0.84, (3, 4): 0.82, (2, 8): 0.75, (4, 2): 0.75, (3, 3): 0.73, (2, 4): 0.72,
+    (14, 1): 0.66, (3, 2): 0.64, (12, 1): 0.64, (2, 3): 0.64, (8, 1): 0.6, (2, 2): 0.56,
+    (6, 1): 0.55, (1, 8): 0.5, (4, 1): 0.48, (1, 4): 0.45, (1, 2): 0.29, (2, 1): 0.25, (1, 1): 0.13,
+}  # fmt: skip
 FROM_L2 = {1: 0.6, 2: 0.8, 3: 0.93, 4: 0.97}  # further factor, by rows, of weights beyond L1
 L1_PANEL_BYTES = 24 * 1024
 L2_WEIGHT_BYTES = L2_BYTES * 3 // 8
@@ -165,8 +173,23 @@ ROW_CYCLES = 10  # the address of a row that is no fixed distance from the tile'
 MAX_ADDRESSED_ROWS = 6  # rows with an address register each
 # Cycles that a vector is waited for, for each column that a tile reads in turns with the others.
 COLUMN_FROM_L3, COLUMN_FROM_MEMORY = 0.1, 1.0
-VECTOR_BYTES = 4 * LANES
 NARROW = 4  # so few output channels leave most lanes of a vector empty
+
+
+@cache
+def _efficiency(of: Core) -> dict[tuple[int, int], float]:
+    known = _SIXTEEN if of.registers == 16 else _THIRTY_TWO
+    return {(rows, vectors * of.lanes): part for (rows, vectors), part in known.items()}
+
+
+def efficiency() -> dict[tuple[int, int], float]:
+    """The register tiles worth trying, (rows, channels), and the part of the peak each reaches."""
+    return _efficiency(core())
+
+
+def floats_per_cycle() -> int:
+    """Multiply-adds of a core at its peak."""
+    return 2 * simd()
 
 
 def rows_are_regular(window: WindowShape, mr: int) -> bool:
@@ -180,7 +203,7 @@ def rows_are_regular(window: WindowShape, mr: int) -> bool:
 def conv_cycles(shape: ConvShape, mr: int, nr: int, threads: int) -> float:
     """Cycles of the busiest thread when a convolution is cut into `mr` by `nr` tiles."""
     window = shape.window
-    speed = FLOATS_PER_CYCLE * EFFICIENCY.get((mr, nr), 0.4)
+    speed = floats_per_cycle() * efficiency().get((mr, nr), 0.4)
     overhead = TILE_CYCLES
     if shape.taps * nr * 4 > L1_PANEL_BYTES:
         speed *= FROM_L2.get(mr, 1.0)
@@ -194,7 +217,7 @@ def conv_cycles(shape: ConvShape, mr: int, nr: int, threads: int) -> float:
 
 def conv_tiles(shape: ConvShape, threads: int) -> list[tuple[float, ConvTile]]:
     """Estimated cycles and tile of every candidate, best first."""
-    options = [(mr, nr) for mr, nr in EFFICIENCY if mr <= shape.window.positions]
+    options = [(mr, nr) for mr, nr in efficiency() if mr <= shape.window.positions]
     if min(conv_cycles(shape, *o, 1) for o in options) < PARALLEL_CYCLES:
         threads = 1
     found = []
@@ -216,7 +239,7 @@ def _order_factors(shape: ConvShape, cycles: float, mr: int, columns: int) -> tu
     oc = 1.0 if images <= 2 * L2_BYTES else IN_L3 if images <= SHARED_BYTES else IN_MEMORY
     if weights <= L2_WEIGHT_BYTES and regular:
         return max(oc, ORDER), 1.0
-    return oc, all_weights_again(weights, cycles) * (1.0 if regular else IRREGULAR)
+    return oc, all_weights_again(weights, cycles, mr) * (1.0 if regular else IRREGULAR)
 
 
 def choose_conv_tile(shape: ConvShape, threads: int) -> ConvTile:
@@ -236,7 +259,7 @@ def rows_worth_cutting(shape: ConvShape) -> bool:
 
 def is_narrow(shape: ConvShape) -> bool:
     """Whether lanes are better filled with input channels than with output channels."""
-    return shape.groups == 1 and shape.oc <= NARROW and shape.window.c % LANES == 0
+    return shape.groups == 1 and shape.oc <= NARROW and shape.window.c % simd() == 0
 
 
 @dataclass(frozen=True)
@@ -260,7 +283,7 @@ def window_cycles(shape: WindowShape, tile: WindowTile, threads: int) -> float:
     """
     cells = tile.mr * tile.vectors
     taps = shape.kh * shape.kw * (cells + tile.vectors) / 2
-    blocks = ceil_div(shape.c, tile.vectors * LANES) * ceil_div(shape.ow, tile.mr)
+    blocks = ceil_div(shape.c, tile.vectors * simd()) * ceil_div(shape.ow, tile.mr)
     items = ceil_div(shape.n * shape.oh * blocks, threads)
     return items * (taps + 8 * cells + TILE_CYCLES) + _waiting(shape, tile, threads)
 
@@ -271,8 +294,8 @@ def _waiting(shape: WindowShape, tile: WindowTile, threads: int) -> float:
     A tile reads all its input columns in turns, each a stream of its own: the more there are, the
     less the hardware fetches ahead.
     """
-    vectors = shape.n * (shape.h * shape.w + shape.oh * shape.ow) * shape.c / LANES
-    nbytes = VECTOR_BYTES * vectors
+    vectors = shape.n * (shape.h * shape.w + shape.oh * shape.ow) * shape.c / simd()
+    nbytes = 4 * simd() * vectors
     if nbytes <= L2_BYTES * threads:
         return 0.0
     columns = (tile.mr - 1) * shape.stride[1] + (shape.kw - 1) * shape.dilation[1] + 1
@@ -282,13 +305,13 @@ def _waiting(shape: WindowShape, tile: WindowTile, threads: int) -> float:
 
 def window_tiles(shape: WindowShape, threads: int) -> list[tuple[float, WindowTile]]:
     """Estimated cycles and tile of every candidate, best first."""
-    vectors = shape.positions * ceil_div(shape.c, LANES)
+    vectors = shape.positions * ceil_div(shape.c, simd())
     parallel = threads > 1 and vectors * shape.kh * shape.kw > PARALLEL_CYCLES
     chunks = _even_chunks(shape, threads) if parallel else 1
     found = []
     for mr in [m for m in (8, 7, 6, 5, 4, 3, 2, 1) if m < shape.ow] + [min(shape.ow, 8)]:
         for wide in (1, 2, 4):
-            if wide == 1 or (mr * wide <= 8 and shape.c // chunks >= wide * LANES):
+            if wide == 1 or (mr * wide <= 8 and shape.c // chunks >= wide * simd()):
                 tile = WindowTile(mr, wide, chunks, parallel)
                 cycles = window_cycles(shape, tile, threads if parallel else 1)
                 found.append((cycles, tile))
@@ -302,7 +325,7 @@ def choose_window_tile(shape: WindowShape, threads: int) -> WindowTile:
 
 def _even_chunks(shape: WindowShape, threads: int) -> int:
     """Pieces of channels that give threads equal shares, or so many that one more is noise."""
-    rows, blocks = shape.n * shape.oh, shape.c // LANES
-    whole = [k for k in (1, 2, 4, 8, 3, 5, 7) if shape.c % LANES == 0 and blocks % k == 0] or [1]
+    rows, (blocks, rest) = shape.n * shape.oh, divmod(shape.c, simd())
+    whole = [k for k in (1, 2, 4, 8, 3, 5, 7) if rest == 0 and blocks % k == 0] or [1]
     fair = (k for k in whole if rows * k % threads == 0 or rows * k > 64)
     return next(fair, whole[-1])

@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from plait.codegen.core import Core, core_with
+
 # LLVM feature -> flag of /proc/cpuinfo.  Only features that compiled arithmetic may use.
 _X86_FLAGS = {
     "sse3": "pni",
@@ -64,6 +66,11 @@ class CpuTarget:
     def name(self) -> str:
         return f"{self.machine}-{self.mcpu}"
 
+    @property
+    def core(self) -> Core:
+        """The vectors that kernels for it are made of."""
+        return core_with(self.features)
+
     def to_json(self) -> dict[str, Any]:
         return {"machine": self.machine, "mcpu": self.mcpu, "features": list(self.features)}
 
@@ -89,6 +96,11 @@ def host_features() -> frozenset[str]:
     """The features of the CPU at hand, by LLVM's names; empty where they cannot be read."""
     flags = set(_cpuinfo().get("flags", "").split())
     return frozenset(name for name, flag in _X86_FLAGS.items() if flag in flags)
+
+
+def host_core() -> Core:
+    """The vectors of the CPU at hand."""
+    return core_with(host_features())
 
 
 @cache

@@ -12,15 +12,16 @@ from typing import Literal, TypeAlias
 
 from plait.codegen.collapse import collapse, loop_space
 from plait.codegen.conv_tiles import (
-    EFFICIENCY,
     ConvShape,
     ConvTile,
     WindowShape,
     WindowTile,
     conv_cycles,
+    efficiency,
     window_cycles,
     window_shape,
 )
+from plait.codegen.core import Core, core
 from plait.codegen.schedule import Schedule
 from plait.ir import types as t
 from plait.ir.dims import is_static
@@ -88,11 +89,15 @@ def column(positions: int, inputs: int, channels: int) -> ConvShape:
     return ConvShape(WindowShape(1, positions, 1, inputs, 1, 1), channels)
 
 
-@cache
 def _best_rows(count: int, inputs: int, channels: int, nr: int) -> tuple[int, float]:
     """Rows of the register tile for `count` positions by panels of `nr`, and the cycles."""
+    return _best_rows_on(core(), count, inputs, channels, nr)
+
+
+@cache
+def _best_rows_on(of: Core, count: int, inputs: int, channels: int, nr: int) -> tuple[int, float]:
     shape = column(count, inputs, channels)
-    rows = [mr for mr, width in EFFICIENCY if width == nr and mr <= count] or [1]
+    rows = [mr for mr, width in efficiency() if width == nr and mr <= count] or [1]
     return min(((mr, conv_cycles(shape, mr, nr, 1)) for mr in rows), key=lambda found: found[1])
 
 
@@ -207,4 +212,4 @@ def _nest(body: Graph, schedule: Schedule, entry: int) -> Stage | None:
 
 def _packed(schedule: Schedule) -> bool:
     """Whether the model knows tiles for the width of the panels."""
-    return schedule.number("nr") in {nr for _, nr in EFFICIENCY}
+    return schedule.number("nr") in {nr for _, nr in efficiency()}

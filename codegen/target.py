@@ -7,10 +7,11 @@ schedules that are worth trying, `build` makes the target's function from a body
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from plait.codegen.apart import APART
+from plait.codegen.core import AVX2, CORES, Core, making_for
 from plait.codegen.schedule import Schedule
 from plait.ir.errors import Unsupported
 from plait.ir.graph import Graph
@@ -65,6 +66,7 @@ class Target:
     `load` gives the templates in the order in which they are tried; it is called when one is
     needed, since a kernel that is known already needs none, and they import a compiler.
     `join(chain, threads)` tells which kernels of a chain are better one.
+    Schedules of another `core` than `AVX2` name the length of its vectors.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Target:
     load: Callable[[], tuple[Template, ...]]
     threads: int = 2
     join: Callable[[Sequence[Link], int], Sequence[Block]] | None = None
+    core: Core = AVX2
 
     @property
     def templates(self) -> tuple[Template, ...]:
@@ -92,12 +95,24 @@ class Target:
             rivals = [template]
             if template.rivals:
                 rivals = [t for t in self.templates if t.rivals == template.rivals]
-            found = [c for rival in rivals for c in rival.space(body, constant, self.threads)]
+            with making_for(self.core):
+                found = [c for rival in rivals for c in rival.space(body, constant, self.threads)]
             if found:
-                return sorted(found, key=lambda c: c.cycles)
+                return [self._named(c) for c in sorted(found, key=lambda c: c.cycles)]
         error = Unsupported(f"target {self.name} has no template for a kernel of {body.name}")
         error.add_note(str(body))
         raise error
+
+    def _named(self, candidate: Candidate) -> Candidate:
+        """The candidate with the core in its schedule."""
+        found = candidate.selection
+        return replace(candidate, selection=replace(found, schedule=self._on_core(found.schedule)))
+
+    def _on_core(self, schedule: str) -> str:
+        if self.core == AVX2:
+            return schedule
+        parsed = Schedule.parse(schedule)
+        return str(Schedule.make(parsed.template, **parsed.parameters, vector=self.core.lanes))
 
     def select(self, body: Graph, constant: tuple[bool, ...]) -> Selection:
         """The best candidate by its estimate."""
@@ -105,7 +120,11 @@ class Target:
 
     def blocks(self, chain: Sequence[Link]) -> Sequence[Block]:
         """The parts of a chain that are joined."""
-        return self.join(chain, self.threads) if self.join is not None else ()
+        if self.join is None:
+            return ()
+        with making_for(self.core):
+            found = self.join(chain, self.threads)
+        return [replace(block, schedule=self._on_core(block.schedule)) for block in found]
 
     def template(self, name: str) -> Template:
         for template in self.templates:
@@ -122,8 +141,7 @@ class Target:
         """The target's form of a kernel."""
         parsed = Schedule.parse(schedule)
         template = self.template(parsed.template)
-        if not pitch:
-            return template.build(body, parsed)
-        if template.name not in APART:
+        if pitch and template.name not in APART:
             raise Unsupported(f"{template.name} kernels take only tensors that lie in one piece")
-        return template.build(body, parsed, pitch)
+        with making_for(CORES[int(parsed.parameters.get("vector", AVX2.lanes))]):
+            return template.build(body, parsed, pitch) if pitch else template.build(body, parsed)

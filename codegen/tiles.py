@@ -1,4 +1,4 @@
-"""Register tiles of matrix products on AVX2, chosen by a model of the core.
+"""Register tiles of matrix products, chosen by a model of the core.
 
 The model is the slowest of four things in one step of the reduction: the latency of a chain of
 multiply-adds, their two ports, the two load ports, and what the L2 cache delivers.  It is within
@@ -7,12 +7,13 @@ multiply-adds, their two ports, the two load ports, and what the L2 cache delive
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
-LANES = 8  # float32 lanes of a vector register
-REGISTERS = 16  # vector registers
-MAX_ROWS = 7  # each row of A takes an address register too
+from plait.codegen.core import core, simd
+
+MOST_VECTORS = 8  # of a row: chains of multiply-adds that fill both ports
 FMA_LATENCY = 4  # cycles from an FMA's operand to its result
 LOOP_CYCLES = 0.5  # loop overhead of one step
 TILE_CYCLES = 40  # around a tile's reduction: zeroing, epilogue, write-back
@@ -62,26 +63,30 @@ def ceil_div(a: int, b: int) -> int:
 
 def register_tiles(m: int, n: int) -> list[tuple[int, int]]:
     """All `(mr, nr)`, no larger than needed, that fit the registers beside operands."""
+    lanes, registers = simd(), core().registers
     return [
-        (mr, nv * LANES)
-        for mr in range(1, min(m, MAX_ROWS) + 1)
-        for nv in range(1, min(ceil_div(n, LANES), REGISTERS // 2) + 1)
+        (mr, nv * lanes)
+        for mr in range(1, min(m, core().most_rows) + 1)
+        for nv in range(1, min(ceil_div(n, lanes), MOST_VECTORS) + 1)
         # One row of A uses each vector of B once, straight from memory.
-        if mr * nv + (nv if mr > 1 else 1) + 1 <= REGISTERS
+        if mr * nv + (nv if mr > 1 else 1) + 1 <= registers
     ]
 
 
 def step_cycles(mr: int, nv: int) -> float:
     """Cycles of one step of the reduction for a tile of `mr` rows by `nv` vectors."""
-    return max(FMA_LATENCY, mr * nv / 2, (mr + nv) / 2, nv) + LOOP_CYCLES
+    busiest = max(FMA_LATENCY, mr * nv / 2, (mr + nv) / 2, nv)
+    return busiest + nv * core().line_cycles + LOOP_CYCLES
 
 
 def gemm_cycles(shape: GemmShape, mr: int, nr: int, threads: int, blocks: int = 1) -> float:
     """Cycles of the busiest thread when a product is cut into `mr` by `nr` tiles."""
-    step = step_cycles(mr, nr // LANES)
+    step = step_cycles(mr, nr // simd())
     row_tiles = ceil_div(ceil_div(shape.m, mr), blocks) * blocks
-    tiles = shape.batch * row_tiles * ceil_div(shape.n, nr)
-    return ceil_div(tiles, threads) * (shape.k * step + TILE_CYCLES)
+    panels = shape.batch * ceil_div(shape.n, nr)
+    computing = ceil_div(row_tiles * panels, threads) * (shape.k * step + TILE_CYCLES)
+    reading = 4 * shape.k * nr * ceil_div(panels, threads) / core().far_bytes
+    return max(computing, reading)
 
 
 def gemm_tiles(shape: GemmShape, threads: int, packed: bool = True) -> list[tuple[float, Tile]]:
@@ -125,7 +130,8 @@ def _orders(shape: GemmShape, mr: int, packed: bool) -> list[tuple[Literal["m", 
 def _again(shape: GemmShape, tile: Tile, cycles: float) -> float:
     """The factor for what is read again and again, a block of rows or all panels."""
     if tile.outer == "m":
-        return 1.0 if shape.m <= tile.mr else all_weights_again(4 * shape.k * shape.n, cycles)
+        size = 4 * shape.k * shape.n
+        return 1.0 if shape.m <= tile.mr else all_weights_again(size, cycles, tile.mr)
     rows = ceil_div(shape.m, tile.blocks)
     size = 4 * shape.k * rows
     near, far = ROWS_AGAIN
@@ -134,10 +140,13 @@ def _again(shape: GemmShape, tile: Tile, cycles: float) -> float:
     return place + (2 / rows if tile.blocks > 1 else 0.0)
 
 
-def all_weights_again(size: int, cycles: float) -> float:
-    """The factor where `size` bytes of weights pass by each tile of rows: the first one waits for
-    memory, and what does not fit L2 comes from the last-level cache."""
+def all_weights_again(size: int, cycles: float, rows: int) -> float:
+    """The factor where `size` bytes of weights pass by each tile of so many rows: the first one
+    waits for memory, and what does not fit L2 comes from the last-level cache, in time or not."""
     near, far = PANELS_AGAIN
+    wanted = 8 * simd() / rows  # bytes a cycle, at the peak
+    late = max(1.0, math.sqrt(wanted / core().far_bytes))
+    near, far = near * late, far * late
     place = 1.0 if size <= L2_BYTES // 2 else near if size <= SHARED_BYTES else far
     if L2_BYTES // 2 < size <= 2 * L2_BYTES:
         place = 1 + (near - 1) / 4

@@ -9,14 +9,15 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from plait.codegen.conv_tiles import (
-    EFFICIENCY,
-    FLOATS_PER_CYCLE,
     FROM_L2,
     L1_PANEL_BYTES,
     TILE_CYCLES,
     ConvShape,
+    efficiency,
+    floats_per_cycle,
 )
-from plait.codegen.tiles import L2_BYTES, L3_BYTES, LANES, PARALLEL_CYCLES, ceil_div
+from plait.codegen.core import simd
+from plait.codegen.tiles import L2_BYTES, L3_BYTES, PARALLEL_CYCLES, ceil_div
 from plait.ir.winograd import POINTS, TAPS
 
 PAD = 16  # floats that keep equal offsets of neighbouring planes in different cache sets
@@ -79,7 +80,7 @@ def can_filter(shape: ConvShape) -> bool:
         (window.kh, window.kw) == (TAPS, TAPS)
         and window.stride == window.dilation == (1, 1)
         and shape.groups == 1
-        and shape.inputs % LANES == shape.oc % LANES == 0
+        and shape.inputs % simd() == shape.oc % simd() == 0
     )
 
 
@@ -88,11 +89,11 @@ def winograd_cycles(shape: ConvShape, tile: WinogradTile, threads: int) -> float
     tiles, planes = tile_count(shape, tile.m), tile.planes
     blocks = ceil_div(tiles, tile.block)
     panels = ceil_div(shape.oc, tile.nr)
-    speed = FLOATS_PER_CYCLE * EFFICIENCY[tile.mr, tile.nr]
+    speed = floats_per_cycle() * efficiency()[tile.mr, tile.nr]
     if 4 * shape.inputs * tile.nr > L1_PANEL_BYTES:
         speed *= FROM_L2.get(tile.mr, 1.0)
     step = shape.inputs * tile.mr * tile.nr / speed + TILE_CYCLES
-    result = tile.rows * tile.nr / LANES * RESULT_CYCLES[tile.m]
+    result = tile.rows * tile.nr / simd() * RESULT_CYCLES[tile.m]
     items = ceil_div(ceil_div(tile.block, tile.rows) * panels, threads)
     products = items * (tile.group * planes * step + result)
     weights = 4 * planes * shape.inputs * panels * tile.nr
@@ -100,7 +101,7 @@ def winograd_cycles(shape: ConvShape, tile: WinogradTile, threads: int) -> float
     streams = weights / FROM_MEMORY + (blocks - 1) * weights / again
     held = 4 * planes * shape.inputs * tile.block
     spilled = 0 if held <= 2 * L2_BYTES else 2 * held / THROUGH_L3
-    data = ceil_div(tile.block, threads) * shape.inputs / LANES * DATA_CYCLES[tile.m]
+    data = ceil_div(tile.block, threads) * shape.inputs / simd() * DATA_CYCLES[tile.m]
     launches = LAUNCH_CYCLES if threads > 1 else 0
     return max(blocks * products, streams) + blocks * (data + spilled + launches)
 
@@ -112,8 +113,8 @@ def winograd_tiles(shape: ConvShape, threads: int) -> list[tuple[float, Winograd
     found: list[tuple[float, WinogradTile]] = []
     for m in POINTS:
         tiles = tile_count(shape, m)
-        for (mr, nr), efficiency in EFFICIENCY.items():
-            if mr > tiles or efficiency < 0.9:
+        for (mr, nr), reached in efficiency().items():
+            if mr > tiles or reached < 0.9:
                 continue
             for tile in dict.fromkeys(_cut(shape, m, mr, nr, size) for size in DATA_BYTES):
                 cycles = winograd_cycles(shape, tile, threads)

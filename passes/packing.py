@@ -19,8 +19,6 @@ from plait.ir.ops.contraction import free_dims
 from plait.ir.types import TensorType
 from plait.ir.winograd import TAPS, filtering
 
-LANES = 8  # float32 elements of a vector register
-
 
 def _ceil(n: int, block: int) -> int:
     return -(-n // block)
@@ -144,21 +142,23 @@ class Lanes:
 class GatePanels:
     """Recurrent weights [G * H, H] of G gates as panels [chunks, G * units / nr, H, nr].
 
-    A chunk has the gates of `units` hidden units, gate by gate; a vector never holds two gates.
+    A chunk has the gates of `units` hidden units, gate by gate; a vector of `lanes` never holds
+    two gates.
     """
 
     gates: int
     block: int
+    lanes: int
 
     @staticmethod
-    def of(node: Node, type: TensorType, block: int) -> GatePanels:
+    def of(type: TensorType, block: int, lanes: int) -> GatePanels:
         rows, units = type.static("packing")
-        return GatePanels(rows // units, block)
+        return GatePanels(rows // units, block, lanes)
 
     @property
     def units(self) -> int:
         """Hidden units of a chunk: the fewest whose gates are whole panels."""
-        return math.lcm(self.block, self.gates * LANES) // self.gates
+        return math.lcm(self.block, self.gates * self.lanes) // self.gates
 
     def pack(self, w: Any) -> Any:
         units, k = w.shape[0] // self.gates, w.shape[1]
@@ -220,7 +220,8 @@ FORMS: dict[str, Callable[[Node, TensorType, int], Any]] = {
     "panels": Panels.of,
     "conv": ConvPanels.of,
     "depthwise": Depthwise.of,
-    "gates": GatePanels.of,
+    "gates8": lambda _, type, block: GatePanels.of(type, block, 8),
+    "gates16": lambda _, type, block: GatePanels.of(type, block, 16),
     "narrow": Lanes.of,
     "winograd2": lambda _, __, block: Transformed(2, block),
     "winograd4": lambda _, __, block: Transformed(4, block),

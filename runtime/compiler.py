@@ -116,12 +116,12 @@ def compile_graph(
     began = time.perf_counter()
     timing = Timing()
     cache = cache or KernelCache()
-    context = Context(Remembering(cpu_target(threads), cache))
+    machine = _machine(cpu, cache)
+    context = Context(Remembering(cpu_target(threads, machine.core), cache))
     lowered = parse_pipeline(pipeline).run(graph, context, [timing, *hooks])
     if context.plan is None:
         raise PlanError(f"the pipeline {pipeline!r} makes no memory plan: it lacks `allocate`")
     seconds = {"passes": time.perf_counter() - began}
-    machine = _machine(cpu, cache)
     builder = _Kernels(lowered, machine, threads, cache, progress)
     kernels, objects = builder.run()
     seconds["kernels"] = time.perf_counter() - began - seconds["passes"]
@@ -258,7 +258,8 @@ class Remembering:
         return self.target.blocks(chain)
 
     def select(self, body: Graph, constant: tuple[bool, ...]) -> Selection:
-        parts = (body.digest, str(constant), str(self.target.threads), code_fingerprint())
+        parts = (body.digest, str(constant), str(self.target.threads), str(self.target.core),
+                 code_fingerprint())  # fmt: skip
         key = sha256("\0".join(parts).encode()).hexdigest()
         if key not in self._selected:
             self._selected[key] = self._through_cache(key, body, constant)

@@ -17,10 +17,12 @@ from typing import Any
 
 from tvm import tirx
 
-from plait.codegen.tiles import LANES, ceil_div
+from plait.codegen.core import core, simd
+from plait.codegen.tiles import ceil_div
 from plait.codegen.tvm.blocks import (
     LOG2E,
     MINUS_INFINITY,
+    SQUARE,
     ZERO,
     across,
     bounded,
@@ -29,7 +31,7 @@ from plait.codegen.tvm.blocks import (
     unrolled,
     weight,
 )
-from plait.codegen.tvm.loops import along, loop, put, sequence
+from plait.codegen.tvm.loops import LEAST, along, loop, put, sequence
 from plait.codegen.tvm.operands import Operands
 from plait.codegen.tvm.scalars import const
 from plait.codegen.tvm.weigh import ProductTile
@@ -38,8 +40,10 @@ PrimExpr = Any
 Stmt = Any
 
 # Query rows of a register tile by the vectors of V in it (0 for a single column), for tiles of
-# rows that are a multiple of six or not: twelve accumulators where they fit.
-SIXES, FOURS = {2: 6, 1: 8, 0: 8}, {3: 4, 2: 4, 1: 8, 0: 8}
+# rows that are a multiple of six or not: twelve accumulators where they fit, and with 32 registers
+# 24.
+SIXES = {16: {2: 6, 1: 8, 0: 8}, 32: {4: 6, 3: 8, 2: 12, 1: 16, 0: 16}}
+FOURS = {16: {3: 4, 2: 4, 1: 8, 0: 8}, 32: {4: 4, 3: 8, 2: 8, 1: 16, 0: 16}}
 
 
 @dataclass(frozen=True)
@@ -70,20 +74,21 @@ class Tiles:
 
     @cached_property
     def tile_rows(self) -> dict[int, int]:
-        return FOURS if self.lanes % 6 else SIXES
+        return (FOURS if self.lanes % 6 else SIXES)[core().registers]
 
     @cached_property
     def panels(self) -> list[tuple[int, int, int]]:
-        """Panels of columns of V, alike ones together: first column, vectors (0 for a single
-        column), number."""
-        vectors, rest = divmod(self.op.width, LANES)
+        """Panels of columns of V, alike ones together: first column, width, number."""
+        vectors, rest = divmod(self.op.width, simd())
         count = ceil_div(vectors, max(self.tile_rows))
-        widths = [vectors // count + (k < vectors % count) for k in range(count)]
+        widths = [simd() * (vectors // count + (k < vectors % count)) for k in range(count)]
+        short, single = divmod(rest, LEAST)
+        widths += [LEAST] * short + [1] * single
         found, at = list[tuple[int, int, int]](), 0
-        for width, alike in groupby([*widths, *(0 for _ in range(rest))]):
+        for width, alike in groupby(widths):
             number = len(list(alike))
             found.append((at, width, number))
-            at += number * (width * LANES or 1)
+            at += number * width
         return found
 
     @cached_property
@@ -172,8 +177,8 @@ class Task:
 
         def value(n: PrimExpr) -> Stmt:
             return sequence([
-                loop(number, partial(panel, n, first, vectors * LANES or 1), None, "panel")
-                for first, vectors, number in self.tiles.panels
+                loop(number, partial(panel, n, first, width), None, "panel")
+                for first, width, number in self.tiles.panels
             ])  # fmt: skip
 
         return [loop(self.tiles.padded_keys, key, None, "n"), loop(op.keys, value, None, "n")]
@@ -228,20 +233,20 @@ class Task:
 
         def square(i: PrimExpr) -> Stmt:
             """Eight rows by eight of the depth."""
-            group, d = i % (lanes // LANES), i // (lanes // LANES) * LANES
-            rows = scratch(LANES * LANES, "rows")
+            group, d = i % (lanes // SQUARE), i // (lanes // SQUARE) * SQUARE
+            rows = scratch(SQUARE * SQUARE, "rows")
 
             def load(r: PrimExpr) -> Stmt:
-                m = self.row(first + group * LANES + r)
-                return loop(LANES, lambda v: put(
-                    rows, r * LANES + v, op.query(self.head, m, d + v) * scale),
+                m = self.row(first + group * SQUARE + r)
+                return loop(SQUARE, lambda v: put(
+                    rows, r * SQUARE + v, op.query(self.head, m, d + v) * scale),
                     tirx.ForKind.VECTORIZED, "v")  # fmt: skip
 
             def column(k: int, values: PrimExpr) -> Stmt:
-                place = tirx.Ramp((d + k) * lanes + group * LANES, 1, LANES)
+                place = tirx.Ramp((d + k) * lanes + group * SQUARE, 1, SQUARE)
                 return tirx.BufferStore(self.queries, values, [place])
 
-            return tirx.SeqStmt([tirx.AllocBuffer(rows), unrolled(LANES, load),
+            return tirx.SeqStmt([tirx.AllocBuffer(rows), unrolled(SQUARE, load),
                                  *transpose8(rows, column)])  # fmt: skip
 
         def single(d: PrimExpr) -> Stmt:
@@ -249,9 +254,9 @@ class Task:
                 self.queries, d * lanes + v, op.query(self.head, self.row(first + v), d) * scale),
                 None, "lane")  # fmt: skip
 
-        whole, rest = divmod(op.depth, LANES)
-        squares = loop(whole * (lanes // LANES), square, None, "square") if whole else None
-        singles = loop(rest, lambda d: single(whole * LANES + d), None, "d") if rest else None
+        whole, rest = divmod(op.depth, SQUARE)
+        squares = loop(whole * (lanes // SQUARE), square, None, "square") if whole else None
+        singles = loop(rest, lambda d: single(whole * SQUARE + d), None, "d") if rest else None
         return [s for s in (squares, singles) if s is not None]
 
     def block(self, first: PrimExpr, base: PrimExpr, count: PrimExpr) -> Stmt:
@@ -327,14 +332,14 @@ class Task:
                  ) -> list[Stmt]:  # fmt: skip
         """Weights times V: into the output, or with `base` onto the rescaled sums."""
         return [
-            loop(number, self.panel(first, count, base, at, vectors), None, "panel")
-            for at, vectors, number in self.tiles.panels
+            loop(number, self.panel(first, count, base, at, width), None, "panel")
+            for at, width, number in self.tiles.panels
         ]
 
     def panel(self, first: PrimExpr, count: PrimExpr, base: PrimExpr | None, start: int,
-              vectors: int) -> Callable[[PrimExpr], Stmt]:  # fmt: skip
-        """Panel p from column `start` on, `vectors` wide, one register tile of rows at a time."""
-        rows, width = self.tiles.tile_rows[vectors], vectors * LANES or 1
+              width: int) -> Callable[[PrimExpr], Stmt]:  # fmt: skip
+        """Panel p from column `start` on, one register tile of rows at a time."""
+        rows = self.tiles.tile_rows[0 if width == 1 else ceil_div(width, simd())]
 
         def build(p: PrimExpr) -> Stmt:
             def group(g: PrimExpr) -> Stmt:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from plait.codegen.core import core, simd
 from plait.codegen.schedule import Schedule
 from plait.codegen.target import Template, single
-from plait.codegen.tiles import LANES, PARALLEL_CYCLES, ceil_div
+from plait.codegen.tiles import PARALLEL_CYCLES, ceil_div
 from plait.codegen.tvm.attend import Tiles
 from plait.codegen.tvm.decode import build_decode
 from plait.codegen.tvm.operands import Operands
@@ -18,9 +19,13 @@ from plait.passes.select import Selection
 
 KEY_BLOCK = 128  # keys of a block: its scores for 24 rows and a panel of V fit an L1 cache
 SINGLE_BLOCK = 384  # up to so many keys need no second block
-# Query rows of a tile, if there are many, with their relative cost and the keys of a register tile:
-# 6 by 16 or 4 by 24 scores leave room for operands.  A panel of V has 12 accumulators only with 24.
-ROW_LANES = {16: (1.03, (4, 5, 6)), 24: (1.0, (4,))}
+# Query rows of a tile, if there are many, with their relative cost and the keys of a register tile.
+# With 16 registers 6 by 16 or 4 by 24 scores leave room for operands, and a panel of V has 12
+# accumulators only with 24.
+ROW_LANES = {
+    16: {16: (1.03, (4, 5, 6)), 24: (1.0, (4,))},
+    32: {16: (1.1, (8, 12)), 32: (1.03, (8, 10, 12)), 48: (1.0, (6, 8))},
+}
 
 
 def choose(body: Graph, constant: tuple[bool, ...], threads: int) -> Selection | None:
@@ -50,14 +55,16 @@ def _cycles(op: Operands) -> int:
 
 def _lanes(rows: int) -> int:
     """Query rows of a tile: few wasted ones."""
-    if rows <= LANES:
-        return LANES
-    return min(ROW_LANES, key=lambda n: ceil_div(rows, n) * n * ROW_LANES[n][0])
+    if rows <= simd():
+        return simd()
+    known = ROW_LANES[core().registers]
+    return min(known, key=lambda n: ceil_div(rows, n) * n * known[n][0])
 
 
 def _key_tile(keys: int, lanes: int) -> int:
     """Keys of a register tile: few wasted ones, and enough chains of multiply-adds."""
-    tiles = ROW_LANES[max(lanes, min(ROW_LANES))][1]
+    known = ROW_LANES[core().registers]
+    tiles = known[max(lanes, min(known))][1]
     return min(tiles, key=lambda n: (ceil_div(keys, n) * (max(n, 4) + 0.5), -n))
 
 

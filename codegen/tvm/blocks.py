@@ -7,8 +7,8 @@ from typing import Any
 
 from tvm import tirx
 
-from plait.codegen.tiles import LANES
-from plait.codegen.tvm.loops import loop, vector
+from plait.codegen.core import simd
+from plait.codegen.tvm.loops import LEAST, loop, sequence, vector
 from plait.codegen.tvm.lower import lower
 from plait.codegen.tvm.scalars import const
 from plait.ir import approx
@@ -20,10 +20,11 @@ Stmt = Any
 
 ZERO = const(0.0, "float32")
 MINUS_INFINITY = const(float("-inf"), "float32")
+SQUARE = LEAST  # rows and columns of what `transpose8` turns
 
 
 def scratch(size: int, name: str) -> Any:
-    """A float32 buffer of the kernel's own: below 1 KiB on the stack or in registers."""
+    """A float32 buffer of the kernel's own: below 4 KiB on the stack or in registers."""
     return tirx.decl_buffer((size,), "float32", name=name)
 
 
@@ -33,9 +34,10 @@ def unrolled(extent: int, body: Callable[[PrimExpr], Stmt]) -> Stmt:
 
 
 def across(width: int, body: Callable[[PrimExpr], Stmt]) -> Stmt:
-    """`body` at 0..width-1, in vectors; `width` is a multiple of their length."""
-
-    return unrolled(width // LANES, lambda u: vector(lambda v: body(u * LANES + v)))
+    """`body` at 0..width-1 in vectors, unrolled; `width` is a multiple of `SQUARE`."""
+    whole, rest = divmod(width, simd())
+    stmts = [unrolled(whole, lambda u: vector(lambda v: body(u * simd() + v)))] if whole else []
+    return sequence(stmts + ([vector(lambda v: body(whole * simd() + v), rest)] if rest else []))
 
 
 def polynomial(name: str, x: PrimExpr) -> PrimExpr:
@@ -83,7 +85,7 @@ def transpose8(rows: Any, put_column: Callable[[int, PrimExpr], Stmt]) -> list[S
     """
 
     def load(buffer: Any, k: int) -> PrimExpr:
-        return tirx.BufferLoad(buffer, [tirx.Ramp(const(k * LANES, "int32"), 1, LANES)])
+        return tirx.BufferLoad(buffer, [tirx.Ramp(const(k * SQUARE, "int32"), 1, SQUARE)])
 
     def mix(a: PrimExpr, b: PrimExpr, picks: tuple[int, ...]) -> PrimExpr:
         return tirx.Shuffle([a, b], [const(p, "int32") for p in picks])
@@ -91,12 +93,12 @@ def transpose8(rows: Any, put_column: Callable[[int, PrimExpr], Stmt]) -> list[S
     stmts: list[Stmt] = []
     current = rows
     for level, distance in ((0, 1), (1, 2)):
-        following = scratch(LANES * LANES, f"t{level}")
+        following = scratch(SQUARE * SQUARE, f"t{level}")
         stmts.append(tirx.AllocBuffer(following))
-        for a in (k for k in range(LANES) if not k & distance):
+        for a in (k for k in range(SQUARE) if not k & distance):
             pair = load(current, a), load(current, a + distance)
             for half, picks in enumerate(_TRANSPOSE[level]):
-                place = tirx.Ramp(const((a + half * distance) * LANES, "int32"), 1, LANES)
+                place = tirx.Ramp(const((a + half * distance) * SQUARE, "int32"), 1, SQUARE)
                 stmts.append(tirx.BufferStore(following, mix(*pair, picks), [place]))
         current = following
     for a, column in enumerate((0, 2, 1, 3)):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import tvm
+import tvm_ffi
 from tvm import tirx
 from tvm.target import codegen as llvm
 
@@ -26,7 +27,7 @@ from plait.codegen.tvm.parts import parts_of
 from plait.ir.errors import CompileFailure, UnknownName
 
 MACHINE = "x86_64"
-STACK_BYTES = 1024  # TVM puts a smaller buffer on the stack
+STACK_BYTES = 4096  # smaller buffers lie on the stack, or in registers: 32 hold half as much
 MAIN_OPT_LEVEL = 0  # a main is straight-line calls: at level 3 LLVM takes five times as long
 
 
@@ -34,6 +35,7 @@ MAIN_OPT_LEVEL = 0  # a main is straight-line calls: at level 3 LLVM takes five 
 FLAT = "plait.flat"
 # What TVM does to get there: half of a large kernel's compile time, and it would change nothing.
 _FLATTENING = ("s_tir.CompactBufferAllocation", "tirx.FlattenBuffer")
+_PIPELINE = "plait"
 _FINAL_CONVENTION = 1  # tvm.ir.CallingConv.C_PACKED_FUNC
 
 
@@ -149,7 +151,36 @@ def pass_context(flat: bool) -> Any:
 
 def _build(functions: Mapping[str, Any], target: CpuTarget, opt_level: int = 3) -> Any:
     with pass_context(all(FLAT in func.attrs for func in functions.values())):
-        return tirx.build(tvm.IRModule(dict(functions)), target=tvm_target(target, opt_level))
+        module = tvm.IRModule(dict(functions))
+        return tirx.build(module, target=tvm_target(target, opt_level), pipeline=_PIPELINE)
+
+
+def _on_stack(alloc: Any) -> Any:
+    """TVM itself keeps buffers below 1 KiB on the stack; an annotation keeps others there."""
+    size = tvm.DataType(str(alloc.buffer.dtype)).itemsize
+    for extent in alloc.buffer.shape:
+        size *= int(extent)
+    if size >= STACK_BYTES:
+        return alloc
+    return tirx.AllocBuffer(alloc.buffer, {"disable_lower_builtin": tirx.const(1, "bool")})
+
+
+@tirx.transform.prim_func_pass(opt_level=0)  # type: ignore[untyped-decorator]
+def _keep_small_on_stack(func: Any, module: Any, context: Any) -> Any:
+    return func.with_body(tvm_ffi.structural_map(func.body, (tirx.AllocBuffer, _on_stack)))
+
+
+def _pipeline() -> tuple[Any, ...]:
+    """TVM's own pipeline, with small buffers on the stack."""
+    lower, host, device = tirx.get_tir_pipeline("default")
+
+    def finish() -> Any:
+        return tvm.transform.Sequential([_keep_small_on_stack, host()])
+
+    return lower, finish, device
+
+
+tirx.register_tir_pipeline(_PIPELINE, _pipeline)
 
 
 def _target(mcpu: str, opt_level: int, mattr: Sequence[str] = ()) -> Any:

@@ -9,17 +9,18 @@ from typing import Any
 
 from tvm import tirx
 
+from plait.codegen.core import simd
 from plait.codegen.tvm.loops import (
-    LANES,
+    LEAST,
     PARALLEL_WORK,
     Flat,
+    across,
     combine,
     fill,
     loop,
     put,
     sequence,
     unflatten,
-    vectors,
 )
 from plait.codegen.tvm.nest import Nest, Phases, Read
 from plait.codegen.tvm.scalars import const, tir_dtype
@@ -27,8 +28,6 @@ from plait.ir import expr as e
 
 PrimExpr = Any
 Stmt = Any
-# Columns that are reduced together: four vectors, one, and single ones for the tail.
-WIDTHS = (4 * LANES, LANES, 1)
 
 
 class Columns(Phases):
@@ -48,7 +47,7 @@ class Columns(Phases):
     def lanes(self, stmt: Callable[[PrimExpr], Stmt]) -> Stmt:
         if self.width == 1:
             return stmt(const(0, "int32"))
-        return sequence(vectors(self.width // LANES, lambda u, v: stmt(u * LANES + v)))
+        return sequence(across(self.width, stmt))
 
     def over(self, stmt: Callable[[list[PrimExpr], PrimExpr], Stmt]) -> Stmt:
         return loop(
@@ -118,6 +117,11 @@ class Columns(Phases):
         return self.n.store(v, out, self._row_at(lane))
 
 
+def _widths() -> list[int]:
+    """Columns that are reduced together: four vectors, one, and single ones for the tail."""
+    return [4 * simd(), simd(), *([LEAST] if simd() > LEAST else []), 1]
+
+
 def columns(nest: Nest) -> list[Stmt]:
     """The columns of a nest in tiles, widest first, shared among threads where it pays."""
     order = nest.space.order
@@ -136,7 +140,7 @@ def columns(nest: Nest) -> list[Stmt]:
 
     parts: list[Stmt] = []
     at = 0
-    for width in WIDTHS:
+    for width in _widths():
         tiles = (inner - at) // width
         if not tiles:
             continue

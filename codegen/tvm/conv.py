@@ -13,9 +13,10 @@ from typing import Any
 from tvm import tirx
 
 from plait.codegen.conv_tiles import ConvShape, ConvTile, conv_tiles, rows_worth_cutting
+from plait.codegen.core import simd
 from plait.codegen.schedule import Schedule
 from plait.codegen.target import Candidate, Template
-from plait.codegen.tiles import LANES, ceil_div
+from plait.codegen.tiles import ceil_div
 from plait.codegen.tvm.access import source_input
 from plait.codegen.tvm.image import (
     UNROLLED,
@@ -164,12 +165,12 @@ class ConvNest:
         stage = tirx.decl_buffer((tile.mr * tile.nr,), "float32", name="stage")
         acc, self.acc = self.acc, stage
         copy = self._each(lambda cell, m, lane: tirx.BufferStore(stage, acc[cell], [cell]))
-        if full and tile.nr % LANES == 0:
-            vectors = tile.nr // LANES
+        if full and tile.nr % simd() == 0:
+            vectors = tile.nr // simd()
 
             def one(k: PrimExpr) -> Stmt:
                 m, v = tirx.floordiv(k, vectors), tirx.floormod(k, vectors)
-                return self._if_row(first + m, self._vector(panel, first, m, v * LANES, LANES))
+                return self._if_row(first + m, self._vector(panel, first, m, v * simd(), simd()))
 
             body = loop(tile.mr * vectors, one, None, "k")
         else:

@@ -10,10 +10,10 @@ from typing import Any
 
 from tvm import tirx
 
-from plait.codegen.tiles import LANES
 from plait.codegen.tvm.blocks import (
     LOG2E,
     MINUS_INFINITY,
+    SQUARE,
     ZERO,
     across,
     bounded,
@@ -29,7 +29,7 @@ from plait.codegen.tvm.scalars import const
 PrimExpr = Any
 Stmt = Any
 
-PANEL = 8 * LANES  # columns of V summed at once
+PANEL = 8 * SQUARE  # columns of V summed at once
 
 
 def build_decode(op: Operands, shared: bool) -> Stmt:
@@ -44,9 +44,9 @@ class Row:
     def __init__(self, op: Operands, head: PrimExpr) -> None:
         self.op, self.head = op, head
         self.seen = 1 if op.causal else op.keys
-        self.padded = -(-self.seen // LANES) * LANES
+        self.padded = -(-self.seen // SQUARE) * SQUARE
         self.query, self.powers = scratch(op.depth, "query"), scratch(self.padded, "powers")
-        self.top, self.total = scratch(LANES, "top"), scratch(LANES, "total")
+        self.top, self.total = scratch(SQUARE, "top"), scratch(SQUARE, "total")
         self.result = scratch(2, "result")
 
     def build(self) -> Stmt:
@@ -58,8 +58,8 @@ class Row:
         return tirx.SeqStmt([
             *(tirx.AllocBuffer(b) for b in buffers),
             load,
-            across(LANES, lambda i: put(self.top, i, MINUS_INFINITY)),
-            loop(self.padded // LANES, lambda g: self.eight_scores(g * LANES), None, "keys"),
+            across(SQUARE, lambda i: put(self.top, i, MINUS_INFINITY)),
+            loop(self.padded // SQUARE, lambda g: self.eight_scores(g * SQUARE), None, "keys"),
             *self.softmax(),
             *self.products(),
         ])  # fmt: skip
@@ -67,27 +67,27 @@ class Row:
     def eight_scores(self, first: PrimExpr) -> Stmt:
         """Scores of eight keys; those beyond the end are hidden."""
         op = self.op
-        acc, score = scratch(LANES * LANES, "acc"), scratch(LANES, "score")
+        acc, score = scratch(SQUARE * SQUARE, "acc"), scratch(SQUARE, "score")
         ragged = self.padded != self.seen
 
         def key(k: PrimExpr) -> PrimExpr:
             return bounded(first + k, op.keys - 1, ragged)
 
         def lanes(stmt: Any) -> Stmt:
-            return unrolled(LANES, lambda k: across(LANES, lambda v: stmt(k, v)))
+            return unrolled(SQUARE, lambda k: across(SQUARE, lambda v: stmt(k, v)))
 
         def term(u: PrimExpr) -> Stmt:
             return lanes(lambda k, v: put(
-                acc, k * LANES + v,
-                op.key(self.head, key(k), u * LANES + v) * self.query[u * LANES + v]
-                + acc[k * LANES + v]))  # fmt: skip
+                acc, k * SQUARE + v,
+                op.key(self.head, key(k), u * SQUARE + v) * self.query[u * SQUARE + v]
+                + acc[k * SQUARE + v]))  # fmt: skip
 
         def single(d: PrimExpr) -> Stmt:
-            return across(LANES, lambda k: put(
+            return across(SQUARE, lambda k: put(
                 score, k, op.key(self.head, key(k), d) * self.query[d] + score[k]))  # fmt: skip
 
         def add(k: int, column: PrimExpr) -> Stmt:
-            place = tirx.Ramp(const(0, "int32"), 1, LANES)
+            place = tirx.Ramp(const(0, "int32"), 1, SQUARE)
             return tirx.BufferStore(score, tirx.BufferLoad(score, [place]) + column, [place])
 
         def finish(k: PrimExpr) -> Stmt:
@@ -100,38 +100,39 @@ class Row:
                 put(self.top, k, tirx.max(self.top[k], self.powers[first + k])),
             ])  # fmt: skip
 
-        whole, rest = divmod(op.depth, LANES)
+        whole, rest = divmod(op.depth, SQUARE)
         sums = [loop(whole, term, None, "d"), *transpose8(acc, add)] if whole else []
-        tail = [loop(rest, lambda d: single(whole * LANES + d), None, "tail")] if rest else []
+        tail = [loop(rest, lambda d: single(whole * SQUARE + d), None, "tail")] if rest else []
         return tirx.SeqStmt([
             tirx.AllocBuffer(acc), tirx.AllocBuffer(score),
-            lanes(lambda k, v: put(acc, k * LANES + v, ZERO)),
-            across(LANES, lambda k: put(score, k, ZERO)),
-            *sums, *tail, across(LANES, finish),
+            lanes(lambda k, v: put(acc, k * SQUARE + v, ZERO)),
+            across(SQUARE, lambda k: put(score, k, ZERO)),
+            *sums, *tail, across(SQUARE, finish),
         ])  # fmt: skip
 
     def softmax(self) -> list[Stmt]:
         """Powers in place of scores, and the inverse of their sum in `result[1]`."""
         result, one = self.result, const(1.0, "float32")
         first, second = const(0, "int32"), const(1, "int32")
-        top = loop(LANES, lambda i: put(result, first, tirx.max(result[0], self.top[i])), None, "i")
+        top = loop(SQUARE, lambda i: put(
+            result, first, tirx.max(result[0], self.top[i])), None, "i")  # fmt: skip
         base = tirx.Select(result[0] > MINUS_INFINITY, result[0], ZERO)
 
         def power(u: PrimExpr) -> Stmt:
             def lane(v: PrimExpr) -> Stmt:
-                at = u * LANES + v
+                at = u * SQUARE + v
                 value = weight(self.powers[at] - result[0])
                 total = self.total[v] + self.powers[at]
                 return tirx.SeqStmt([put(self.powers, at, value), put(self.total, v, total)])
 
-            return across(LANES, lane)
+            return across(SQUARE, lane)
 
-        total = loop(LANES, lambda i: put(result, second, result[1] + self.total[i]), None, "i")
+        total = loop(SQUARE, lambda i: put(result, second, result[1] + self.total[i]), None, "i")
         inverse = tirx.Select(result[1] > ZERO, one / result[1], result[1])
         return [
             put(result, first, MINUS_INFINITY), top, put(result, first, base),
-            across(LANES, lambda i: put(self.total, i, ZERO)),
-            loop(self.padded // LANES, power, None, "keys"),
+            across(SQUARE, lambda i: put(self.total, i, ZERO)),
+            loop(self.padded // SQUARE, power, None, "keys"),
             put(result, second, ZERO), total, put(result, second, inverse),
         ]  # fmt: skip
 
@@ -141,11 +142,11 @@ class Row:
         stmts = (
             [loop(whole, lambda p: self.panel(p * PANEL, PANEL), None, "panel")] if whole else []
         )
-        vectors, singles = divmod(rest, LANES)
+        vectors, singles = divmod(rest, SQUARE)
         at = whole * PANEL
         if vectors:
-            stmts.append(self.panel(const(at, "int32"), vectors * LANES))
-        at += vectors * LANES
+            stmts.append(self.panel(const(at, "int32"), vectors * SQUARE))
+        at += vectors * SQUARE
         if singles:
             stmts.append(loop(singles, lambda e: self.panel(at + e, 1), None, "column"))
         return stmts

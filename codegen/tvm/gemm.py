@@ -15,7 +15,8 @@ from typing import Any, Literal
 import tvm_ffi
 from tvm import s_tir, te, tirx
 
-from plait.codegen.tiles import LANES, GemmShape, Tile, ceil_div
+from plait.codegen.core import simd
+from plait.codegen.tiles import GemmShape, Tile, ceil_div
 from plait.codegen.tvm.loops import Ahead
 
 REDUCED = "k"  # the loop of the reduction
@@ -116,7 +117,7 @@ def _compute(gemm: Gemm) -> tuple[Any, bool]:
     )
     probe = gemm.epilogue(tirx.Var("acc", "float32"), (*(tirx.Var(v, "int32") for v in "bij"),))
     # Registers have no index: an epilogue that is a loop reads a copy of the tile.
-    staged = n % LANES != 0 or _size(probe) > HEAVY_EPILOGUE
+    staged = n % simd() != 0 or _size(probe) > HEAVY_EPILOGUE
     source = te.compute(acc.shape, lambda *i: acc[i], name="stage") if staged else acc
     out = te.compute(
         (gemm.shape.batch, m, n),
@@ -152,7 +153,7 @@ def _size(expr: Any) -> int:
 def _schedule(sch: Any, tile: Tile, pack: bool, staged: bool) -> None:
     """Order the tile loops, keep the tile in registers, place the epilogue, share out the work.
 
-    The accumulators keep scope "global": only that, below 1 KiB, becomes registers; scope "local"
+    The accumulators keep scope "global": only that, below 4 KiB, becomes registers; scope "local"
     is a heap allocation.
     """
     acc, out = sch.get_sblock("acc"), sch.get_sblock("out")
@@ -175,7 +176,7 @@ def _schedule(sch: Any, tile: Tile, pack: bool, staged: bool) -> None:
     _vectorize_tile(sch, out, unroll=not staged)
     if tile.parallel:
         sch.parallel(shared)
-    vectors, lanes = sch.split(i, [None, LANES])
+    vectors, lanes = sch.split(i, [None, simd()])
     sch.vectorize(lanes)
     sch.unroll(r)
     sch.unroll(vectors)
@@ -189,7 +190,7 @@ def _vectorize_tile(sch: Any, block: Any, unroll: bool) -> None:
     epilogue's constants in registers rather than the accumulators.
     """
     rows, columns = sch.get_loops(block)[-2:]
-    vectors, lanes = sch.split(columns, [None, LANES])
+    vectors, lanes = sch.split(columns, [None, simd()])
     sch.vectorize(lanes)
     if unroll:
         sch.unroll(rows)
@@ -228,13 +229,13 @@ def _guard_stores(body: Any, gemm: Gemm) -> Any:
         if realize.block.name_hint != "out":
             return loop
         _, i, j = realize.iter_values
-        last = _substitute(j, loop.loop_var, tirx.const(LANES - 1, "int32"))
+        last = _substitute(j, loop.loop_var, tirx.const(simd() - 1, "int32"))
         full = last < gemm.shape.n
         if gemm.ragged_rows:
             full = tirx.all(i < gemm.shape.m, full)
         whole = s_tir.SBlockRealize(realize.iter_values, True, realize.block)
         vector = tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, whole)
-        if gemm.shape.n % LANES == 0:
+        if gemm.shape.n % simd() == 0:
             return tirx.IfThenElse(full, vector, None)
         lane = tirx.Var("lane", "int32")
         tail = _substitute(realize, loop.loop_var, lane)

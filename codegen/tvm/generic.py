@@ -13,9 +13,9 @@ from typing import Any
 from tvm import tirx
 
 from plait.codegen.compose import definition
+from plait.codegen.core import simd
 from plait.codegen.tvm.access import Access, flat_reads
 from plait.codegen.tvm.loops import (
-    LANES,
     PARALLEL_WORK,
     Parameters,
     arranged,
@@ -72,14 +72,14 @@ class Generic:
 
         def row(r: PrimExpr) -> Any:
             outer = unflatten(r, extents[:-1])
-            whole, rest = divmod(inner, LANES)
+            whole, rest = divmod(inner, simd())
 
             def tile(base: PrimExpr, width: int) -> Any:
                 return self._tile(order, outer, base, width)
 
             return sequence([
-                loop(whole, lambda j: tile(j * LANES, LANES), None, "j") if whole else None,
-                loop(rest, lambda j: tile(whole * LANES + j, 1), None, "tail") if rest else None,
+                loop(whole, lambda j: tile(j * simd(), simd()), None, "j") if whole else None,
+                loop(rest, lambda j: tile(whole * simd() + j, 1), None, "tail") if rest else None,
             ])  # fmt: skip
 
         stmts = [loop(rows, row, kind, "row")] if math.prod(extents) else []
@@ -109,7 +109,7 @@ class Generic:
             return put(acc, lane, combine(self.reduce.kind, dtype, acc[lane], term))
 
         def lanes(stmt: Any) -> Any:
-            return vector(stmt) if width == LANES else stmt(const(0, "int32"))
+            return vector(stmt) if width == simd() else stmt(const(0, "int32"))
 
         extents = self._reduced()
         return sequence([

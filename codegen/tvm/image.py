@@ -15,9 +15,10 @@ import tvm_ffi
 from tvm import tirx
 
 from plait.codegen.conv_tiles import WindowShape, window_shape
+from plait.codegen.core import simd
 from plait.codegen.tvm.access import Access, flat_reads
 from plait.codegen.tvm.gemm import HEAVY_EPILOGUE
-from plait.codegen.tvm.loops import LANES, Memory, Parameters, along, loop, sequence
+from plait.codegen.tvm.loops import Memory, Parameters, along, loop, sequence
 from plait.codegen.tvm.scalars import const
 from plait.ir import op as ops
 from plait.ir import types as t
@@ -153,7 +154,7 @@ class Windowed:
 
 def lanes_of(width: int) -> list[tuple[int, int]]:
     """(first, lanes) of the vectors that make up `width` neighbours."""
-    return [(k, min(LANES, width - k)) for k in range(0, width, LANES)]
+    return [(k, min(simd(), width - k)) for k in range(0, width, simd())]
 
 
 def vectorized(lanes: int, stmt: Any) -> Stmt:

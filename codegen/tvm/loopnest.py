@@ -14,9 +14,9 @@ from typing import Any
 
 from tvm import tirx
 
+from plait.codegen.core import simd
 from plait.codegen.tvm.columns import columns
 from plait.codegen.tvm.loops import (
-    LANES,
     PARALLEL_WORK,
     Memory,
     along,
@@ -85,7 +85,7 @@ def _pointwise(nest: Nest, span: Span | None = None) -> list[Stmt]:
     busy = count * inner * nest.cost >= PARALLEL_WORK
     if count >= 2 or not busy:
         return [loop(count, row, tirx.ForKind.PARALLEL if busy else None, "row")]
-    chunk = max(4 * LANES, -(-inner // CHUNKS) // LANES * LANES)
+    chunk = max(4 * simd(), -(-inner // CHUNKS) // simd() * simd())
     whole, rest = divmod(inner, chunk)
     zero = unflatten(const(0, "int32"), outer)
 

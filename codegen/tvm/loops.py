@@ -10,7 +10,7 @@ from typing import Any
 
 from tvm import tirx
 
-from plait.codegen import tiles
+from plait.codegen.core import simd
 from plait.codegen.tiles import L2_BYTES, ceil_div
 from plait.codegen.tvm.build import FLAT
 from plait.codegen.tvm.scalars import FUNCTIONS, const, dtype_of, tir_dtype
@@ -23,7 +23,7 @@ from plait.ir.types import TensorType
 
 PrimExpr = Any
 Stmt = Any
-LANES = tiles.LANES
+LEAST = 8  # elements of the shortest vector that is worth its code
 # Below about this many elementary operations a second thread costs more than it saves.
 PARALLEL_WORK = 30_000
 _MOST = 2**31 - 1  # positions and loop variables are int32
@@ -170,8 +170,9 @@ def as_stored(value: PrimExpr, dtype: t.DType) -> PrimExpr:
     return value if dtype_of(value) == want else value.astype(want)
 
 
-def vector(stmt: Callable[[PrimExpr], Stmt]) -> Stmt:
-    return loop(LANES, stmt, tirx.ForKind.VECTORIZED, "v")
+def vector(stmt: Callable[[PrimExpr], Stmt], length: int = 0) -> Stmt:
+    """`stmt` at all lanes of a vector, a whole one unless told."""
+    return loop(length or simd(), stmt, tirx.ForKind.VECTORIZED, "v")
 
 
 def vectors(count: int, stmt: Callable[[int, PrimExpr], Stmt]) -> list[Stmt]:
@@ -179,12 +180,21 @@ def vectors(count: int, stmt: Callable[[int, PrimExpr], Stmt]) -> list[Stmt]:
     return [vector(partial(stmt, u)) for u in range(count)]
 
 
+def across(width: int, stmt: Callable[[PrimExpr], Stmt]) -> list[Stmt]:
+    """`stmt` at 0..width-1 in vectors, one after the other; `width` is a multiple of `LEAST`."""
+    whole, rest = divmod(width, simd())
+    made = vectors(whole, lambda u, v: stmt(u * simd() + v))
+    return made + ([vector(lambda v: stmt(whole * simd() + v), rest)] if rest else [])
+
+
 def along(extent: int, stmt: Callable[[PrimExpr], Stmt]) -> Stmt:
-    """`stmt` at 0..extent-1: a loop of vectors, then the rest one by one."""
-    whole, rest = divmod(extent, LANES)
+    """`stmt` at 0..extent-1: a loop of vectors, perhaps a shorter one, then the rest one by one."""
+    whole, rest = divmod(extent, simd())
+    at, first = whole * simd(), extent - rest % LEAST
     return sequence([
-        loop(whole, lambda j: vector(lambda v: stmt(j * LANES + v)), None, "j") if whole else None,
-        loop(rest, lambda v: stmt(whole * LANES + v), None, "tail") if rest else None,
+        loop(whole, lambda j: vector(lambda v: stmt(j * simd() + v)), None, "j") if whole else None,
+        vector(lambda v: stmt(at + v), first - at) if first > at else None,
+        loop(extent - first, lambda v: stmt(first + v), None, "tail") if extent > first else None,
     ])  # fmt: skip
 
 

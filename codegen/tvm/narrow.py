@@ -10,9 +10,10 @@ from typing import Any
 from tvm import tirx
 
 from plait.codegen.conv_tiles import ConvShape, is_narrow
+from plait.codegen.core import simd
 from plait.codegen.schedule import Schedule
 from plait.codegen.target import Template, single
-from plait.codegen.tiles import LANES, PARALLEL_CYCLES, ceil_div
+from plait.codegen.tiles import PARALLEL_CYCLES, ceil_div
 from plait.codegen.tvm.access import source_input
 from plait.codegen.tvm.conv import conv_shape
 from plait.codegen.tvm.image import (
@@ -41,7 +42,7 @@ class NarrowNest:
         self.shape: ConvShape = conv_shape(windowed)
         self.window, self.index = self.shape.window, windowed.index
         self.image = Image(self.ports)
-        self.blocks = self.window.c // LANES
+        self.blocks = self.window.c // simd()
         weight = source_input(windowed.body, windowed.node.operands[1])
         self.weight = self.ports.inputs[weight].buffer
 
@@ -52,16 +53,16 @@ class NarrowNest:
 
     def _tile(self, item: PrimExpr) -> Stmt:
         first, cells = item * self.rows, self.rows * self.shape.oc
-        acc = tirx.decl_buffer((cells * LANES,), "float32", name="acc")
+        acc = tirx.decl_buffer((cells * simd(),), "float32", name="acc")
         totals = tirx.decl_buffer((cells,), "float32", name="totals")
         zero = const(0.0, "float32")
         return sequence([
             tirx.AllocBuffer(acc),
             tirx.AllocBuffer(totals),
-            loop(cells, lambda k: vectorized(LANES, lambda q: tirx.BufferStore(
-                acc, zero, [k * LANES + q])), UNROLLED, "cell"),
+            loop(cells, lambda k: vectorized(simd(), lambda q: tirx.BufferStore(
+                acc, zero, [k * simd() + q])), UNROLLED, "cell"),
             self._sum(acc, first),
-            loop(cells, lambda k: tirx.BufferStore(totals, _total(acc, k * LANES), [k]),
+            loop(cells, lambda k: tirx.BufferStore(totals, _total(acc, k * simd()), [k]),
                  UNROLLED, "cell"),
             self._finish(totals, first),
         ])  # fmt: skip
@@ -71,17 +72,17 @@ class NarrowNest:
         window, oc = self.window, self.shape.oc
 
         def step(r: PrimExpr, s: PrimExpr, block: PrimExpr) -> Stmt:
-            tap = self.image.tap(r, s, block * LANES)
+            tap = self.image.tap(r, s, block * simd())
             at = ((r * window.kw + s) * self.blocks + block) * oc
 
             def row(m: PrimExpr) -> Stmt:
                 start = self.image.at(tirx.min(first + m, window.positions - 1)) + tap
-                return loop(oc, lambda o: vectorized(LANES, lambda q: add(m, o, start, q)),
+                return loop(oc, lambda o: vectorized(simd(), lambda q: add(m, o, start, q)),
                             UNROLLED, "o")  # fmt: skip
 
             def add(m: PrimExpr, o: PrimExpr, start: PrimExpr, q: PrimExpr) -> Stmt:
-                cell = (m * oc + o) * LANES + q
-                term = self.image.buffer[start + q] * self.weight[(at + o) * LANES + q]
+                cell = (m * oc + o) * simd() + q
+                term = self.image.buffer[start + q] * self.weight[(at + o) * simd() + q]
                 return tirx.BufferStore(acc, acc[cell] + term, [cell])
 
             return loop(self.rows, row, UNROLLED, "m")
@@ -106,7 +107,7 @@ class NarrowNest:
 
 def _total(acc: Any, start: PrimExpr) -> PrimExpr:
     """The sum of a vector's lanes, pairwise."""
-    lanes = [acc[start + k] for k in range(LANES)]
+    lanes = [acc[start + k] for k in range(simd())]
     while len(lanes) > 1:
         lanes = [a + b for a, b in zip(lanes[::2], lanes[1::2], strict=True)]
     return lanes[0]
@@ -122,10 +123,10 @@ def choose(body: Graph, constant: tuple[bool, ...], threads: int) -> Selection |
     if not is_narrow(shape) or windowed.steps[1] != 1:
         return None
     rows = max(2, ACCUMULATORS // shape.oc)
-    cycles = shape.window.positions * shape.oc * shape.taps / LANES
+    cycles = shape.window.positions * shape.oc * shape.taps / simd()
     parallel = threads > 1 and cycles > PARALLEL_CYCLES
     schedule = Schedule.make("narrow", rows=rows, parallel=int(parallel))
-    return Selection(str(schedule), {weight: ("narrow", LANES)})
+    return Selection(str(schedule), {weight: ("narrow", simd())})
 
 
 def build(body: Graph, schedule: Schedule) -> Any:

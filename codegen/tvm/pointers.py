@@ -26,7 +26,7 @@ def over_pointers(func: Any) -> Any:
             params.append(tirx.Var(f"p{i}", "handle"))
             views.append(tirx.DeclBuffer(given, data=params[-1]))
     done = tirx.Return(tirx.IntImm("int32", 0))
-    # Scratch beyond 1 KiB is a workspace of a device: buffers would name it.  It is freed where
+    # Scratch beyond 4 KiB is a workspace of a device: buffers would name it.  It is freed where
     # the statement around it ends, which must be before the return.
     work = func.body
     for key, value in (("device_id", 0), ("device_type", _CPU)):

@@ -19,11 +19,11 @@ from typing import Any
 import tvm
 from tvm import tirx
 
+from plait.codegen.core import simd
 from plait.codegen.schedule import Schedule
 from plait.codegen.target import Candidate, Template
 from plait.codegen.tiles import (
     FMA_LATENCY,
-    LANES,
     TILE_CYCLES,
     ceil_div,
     register_tiles,
@@ -68,15 +68,15 @@ def space(body: Graph, constant: tuple[bool, ...], threads: int) -> list[Candida
     most = threads if batch * wide * units >= SHARED_STEP else 1
     found = []
     for rows in sorted({batch, ceil_div(batch, most)}):
-        for mr, nr in register_tiles(rows, min(wide, MOST_VECTORS * LANES)):
+        for mr, nr in register_tiles(rows, min(wide, MOST_VECTORS * simd())):
             apart = rows < batch
             if apart and (mr < rows or 4 * wide * units > ALL_BYTES):
                 continue
-            chunks = ceil_div(units, GatePanels(cell.gates, nr).units)
+            chunks = ceil_div(units, GatePanels(cell.gates, nr, simd()).units)
             parts = ceil_div(batch, rows) if apart else min(most, chunks)
             schedule = Schedule.make("recurrent", mr=mr, nr=nr, packed=int(packed), parts=parts,
                                      rows=rows)  # fmt: skip
-            selection = Selection(str(schedule), {w: ("gates", nr)} if packed else {})
+            selection = Selection(str(schedule), {w: (f"gates{simd()}", nr)} if packed else {})
             cycles = _step_cycles(batch, rows, units, cell.gates, mr, nr, parts)
             found.append(Candidate(steps * cycles, selection))
     return sorted(found, key=lambda c: c.cycles)
@@ -86,7 +86,7 @@ def _step_cycles(
     batch: int, rows: int, units: int, gates: int, mr: int, nr: int, parts: int
 ) -> float:
     """Cycles of the busiest thread in a step: of all chunks if it has some rows for itself."""
-    chunk, vectors = GatePanels(gates, nr).units, nr // LANES
+    chunk, vectors = GatePanels(gates, nr, simd()).units, nr // simd()
     apart = rows < batch
     tiles = [mr] * (rows // mr) + ([rows % mr] if rows % mr else [])
     kept = len(tiles) > 1 and 4 * units * nr <= KEPT_BYTES
@@ -95,7 +95,7 @@ def _step_cycles(
         # Multiply-adds beyond those that wait for each other hide the way of the weights.
         far = max(0, far - max(0, mr * vectors / 2 - FMA_LATENCY))
     panel = sum(units * (step_cycles(n, vectors) + far) + TILE_CYCLES for n in tiles)
-    update = rows * chunk // LANES * UPDATE_CYCLES
+    update = rows * chunk // simd() * UPDATE_CYCLES
     chunks = ceil_div(units, chunk)
     busiest = chunks if apart else ceil_div(chunks, parts)
     meeting = MEETING_CYCLES if parts > 1 and not apart else 0
@@ -119,7 +119,7 @@ class Layer:
         self.reverse: bool = self.node.attrs["reverse"]
         shape = body.types[self.node.operands[0]].static("TVM code generation")
         self.steps, self.batch, self.units = shape[0], shape[1], shape[2] // self.cell.gates
-        self.chunk = GatePanels(self.cell.gates, nr).units
+        self.chunk = GatePanels(self.cell.gates, nr, simd()).units
         self.wide = self.cell.gates * self.chunk  # columns of a chunk
         self.chunks = ceil_div(self.units, self.chunk)
         self.padded = self.chunks * self.chunk
@@ -301,24 +301,24 @@ class Chunk:
         def each(stmt: Callable[[PrimExpr, int, PrimExpr], Stmt]) -> Stmt:
             """`stmt(row, vector, lane)`."""
             return unrolled(rows, lambda r: sequence(
-                vectors(nr // LANES, lambda u, v: stmt(r, u, v))))  # fmt: skip
+                vectors(nr // simd(), lambda u, v: stmt(r, u, v))))  # fmt: skip
 
         def start(r: PrimExpr, u: int, v: PrimExpr) -> Stmt:
-            gate, unit = divmod(panel * nr + u * LANES, layer.chunk)
+            gate, unit = divmod(panel * nr + u * simd(), layer.chunk)
             value = self.first(gate, first + r, unit + v)
-            return put(acc, r * nr + u * LANES + v, value)
+            return put(acc, r * nr + u * simd() + v, value)
 
         def term(k: PrimExpr) -> Stmt:
             def add(r: PrimExpr, u: int, v: PrimExpr) -> Stmt:
-                at, i = r * nr + u * LANES + v, u * LANES + v
+                at, i = r * nr + u * simd() + v, u * simd() + v
                 state = layer.hidden[self.old + (first + r) * layer.padded + k]
                 return put(acc, at, state * layer.panels[(line + k) * nr + i] + acc[at])
 
             return each(add)
 
         def save(r: PrimExpr, u: int, v: PrimExpr) -> Stmt:
-            at = self.gates + (first + r) * layer.wide + panel * nr + u * LANES + v
-            return put(layer.gates, at, acc[r * nr + u * LANES + v])
+            at = self.gates + (first + r) * layer.wide + panel * nr + u * simd() + v
+            return put(layer.gates, at, acc[r * nr + u * simd() + v])
 
         return tirx.SeqStmt([
             tirx.AllocBuffer(acc), each(start), loop(layer.units, term, None, "k"), each(save),

@@ -9,9 +9,10 @@ from typing import Any
 
 from tvm import tirx
 
+from plait.codegen.core import simd
 from plait.codegen.tiles import ceil_div
 from plait.codegen.tvm.loops import (
-    LANES,
+    LEAST,
     PARALLEL_WORK,
     Flat,
     arranged,
@@ -22,6 +23,7 @@ from plait.codegen.tvm.loops import (
     put,
     sequence,
     unflatten,
+    vector,
     vectors,
 )
 from plait.codegen.tvm.nest import Nest, Phases, Read, Span
@@ -57,15 +59,15 @@ class Total:
         store = fill(self.lanes, start)
         return [
             fill(self.total, start)(const(0, "int32")),
-            *vectors(UNROLL, lambda u, i: store(u * LANES + i)),
+            *vectors(UNROLL, lambda u, i: store(u * simd() + i)),
         ]
 
     def fold(self) -> list[Stmt]:
         """Lanes to one number, in a fixed order."""
         stmts: list[Stmt] = []
-        half = UNROLL * LANES // 2
+        half = UNROLL * simd() // 2
         while half:
-            width = min(half, LANES)
+            width = min(half, simd())
             stmts += [self._halve(half, at, width) for at in range(0, half, width)]
             half //= 2
         zero = const(0, "int32")
@@ -116,15 +118,15 @@ class Rows(Phases):
         """Statements for every element: `wide(outer, at, slot)` inside a vector loop, where slot
         numbers the accumulator, and `narrow(outer, at)` for the rest.  With `asking`, the row
         ahead is asked for, line by line."""
-        step = UNROLL * LANES
+        step = UNROLL * simd()
         blocks, rest = divmod(self.inner, step)
-        count, tail = divmod(rest, LANES)
+        count, tail = divmod(rest, simd())
 
         def inside(p: PrimExpr) -> Stmt:
             outer = unflatten(p, self.outer)
 
             def block(base: PrimExpr, n: int) -> list[Stmt]:
-                return vectors(n, lambda u, v: wide(outer, base + u * LANES + v, u * LANES + v))
+                return vectors(n, lambda u, v: wide(outer, base + u * simd() + v, u * simd() + v))
 
             parts: list[Stmt] = []
             if blocks:
@@ -132,9 +134,12 @@ class Rows(Phases):
                     *(self._ask(outer, j * step) if asking else []), *block(j * step, UNROLL),
                 ]), None, "j"))  # fmt: skip
             parts += block(blocks * step, count)
-            if tail:
-                base = self.inner - tail
-                parts.append(loop(tail, lambda v: narrow(outer, base + v), None, "tail"))
+            base, left = blocks * step + count * simd(), tail % LEAST
+            if tail > left:
+                parts.append(vector(lambda v: wide(outer, base + v, v), tail - left))
+            if left:
+                base = self.inner - left
+                parts.append(loop(left, lambda v: narrow(outer, base + v), None, "tail"))
             return sequence(parts)
 
         return loop(math.prod(self.outer), inside, None, "o")
@@ -145,7 +150,7 @@ class Rows(Phases):
         for f in self.n.parameters.inputs:
             if f.type.shape == self.n.space.shape and f.steps[self.reduced[-1]] == 1:
                 line = LINE_BYTES // f.type.dtype.itemsize
-                for at in range(0, UNROLL * LANES, line):
+                for at in range(0, UNROLL * simd(), line):
                     point = arranged([*self.ahead, *self.reduced],
                                      [*self.ahead.values(), *outer, base + at])  # fmt: skip
                     stmts.append(prefetch(f.buffer, f.at(point)))
@@ -222,7 +227,7 @@ class Rows(Phases):
 
     def _new_total(self, v: int) -> Total:
         source, kind, dtype = self.n.reduction(v)
-        lanes = self.allocate(UNROLL * LANES, dtype, f"acc{v}")
+        lanes = self.allocate(UNROLL * simd(), dtype, f"acc{v}")
         return Total(source, kind, dtype, lanes, self.allocate(1, dtype, f"red{v}"))
 
     def _read(

@@ -20,7 +20,7 @@ PrimExpr = Any
 Stmt = Any
 
 SHARES = 16  # parts for each thread: one waits at the end for about a part
-MOST_PARTS = 128  # what is left of them lies on the stack, where TVM puts less than 1 KiB
+MOST_PARTS = 128  # what is left of them lies on the stack
 _LOCK, _COUNT, _FREE = 0, 1, 2  # where what is: from the last on, a word for each part
 
 

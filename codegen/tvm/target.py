@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
+from plait.codegen.core import AVX2, Core
 from plait.codegen.stripes import blocks
 from plait.codegen.target import Target, Template
 from plait.ir import types as t
@@ -34,8 +35,9 @@ def _load() -> tuple[Template, ...]:
 
 
 @cache
-def cpu_target(threads: int = 2) -> Target:
-    """The target for CPUs with AVX2; the instruction set itself is chosen when code is made."""
+def cpu_target(threads: int = 2, core: Core = AVX2) -> Target:
+    """The target for CPUs with vectors like those of `core`; the instruction set itself is chosen
+    when code is made."""
     return Target(
         name="cpu",
         channels_last=True,
@@ -44,4 +46,5 @@ def cpu_target(threads: int = 2) -> Target:
         load=_load,
         threads=threads,
         join=blocks,
+        core=core,
     )

@@ -14,9 +14,9 @@ from typing import Any
 from tvm import tirx
 
 from plait.codegen.conv_tiles import WindowShape, WindowTile, window_tiles
+from plait.codegen.core import simd
 from plait.codegen.schedule import Schedule
 from plait.codegen.target import Candidate, Template
-from plait.codegen.tiles import LANES
 from plait.codegen.tvm.access import source_input
 from plait.codegen.tvm.image import (
     UNROLLED,
@@ -81,7 +81,7 @@ class WindowNest:
         """Row `i` of the results for image `b`, in one chunk of channels."""
         width = self.shape.c // self.tile.chunks
         base = chunk * width
-        step = self.tile.vectors * LANES
+        step = self.tile.vectors * simd()
         blocks, tail = divmod(width, step)
 
         def channels(at: Callable[[PrimExpr, int], Stmt]) -> Stmt:

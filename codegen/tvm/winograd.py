@@ -13,9 +13,10 @@ from typing import Any
 
 from tvm import tirx
 
+from plait.codegen.core import simd
 from plait.codegen.schedule import Schedule
 from plait.codegen.target import Candidate, Template
-from plait.codegen.tiles import LANES, ceil_div
+from plait.codegen.tiles import ceil_div
 from plait.codegen.tvm.access import source_input
 from plait.codegen.tvm.conv import conv_shape
 from plait.codegen.tvm.image import (
@@ -49,15 +50,15 @@ RAISED = 1.1
 
 def local(count: int, name: str) -> Any:
     """A buffer of vectors, which becomes registers."""
-    return tirx.decl_buffer((count * LANES,), "float32", name=name)
+    return tirx.decl_buffer((count * simd(),), "float32", name=name)
 
 
 def put_lane(buffer: Any) -> Put:
-    return lambda k, q, value: tirx.BufferStore(buffer, value, [k * LANES + q])
+    return lambda k, q, value: tirx.BufferStore(buffer, value, [k * simd() + q])
 
 
 def lane(buffer: Any) -> Lane:
-    return lambda k, q: buffer[k * LANES + q]
+    return lambda k, q: buffer[k * simd() + q]
 
 
 def every(read: Lane, first: int, step: int) -> Lane:
@@ -99,7 +100,7 @@ def transformed(matrix: Any, read: Lane, put: Put) -> list[Stmt]:
                 value = value + x if factor > 0 else value - x
         return value
 
-    return [vectorized(LANES, lambda q, k=k, row=row: put(k, q, total(row, q)))
+    return [vectorized(simd(), lambda q, k=k, row=row: put(k, q, total(row, q)))
             for k, row in enumerate(matrix)]  # fmt: skip
 
 
@@ -156,17 +157,17 @@ class WinogradNest:
         def inside(k: PrimExpr) -> Stmt:
             def read(at: int, q: PrimExpr) -> PrimExpr:
                 offset = at // size * h + at % size * w
-                return self.ports.data[source + offset + k * LANES + q]
+                return self.ports.data[source + offset + k * simd() + q]
 
-            return sequence(self._one_data(read, to + k * LANES))
+            return sequence(self._one_data(read, to + k * simd()))
 
         def border(k: PrimExpr) -> Stmt:
             patch = local(tile.planes, "patch")
-            copy = self._patch(patch, source + k * LANES, top, left)
-            rest = self._one_data(lane(patch), to + k * LANES)
+            copy = self._patch(patch, source + k * simd(), top, left)
+            rest = self._one_data(lane(patch), to + k * simd())
             return sequence([tirx.AllocBuffer(patch), copy, *rest])
 
-        vectors = self.inputs // LANES
+        vectors = self.inputs // simd()
         within = loop(vectors, inside, None, "c")
         if window.padded or window.oh % tile.m or window.ow % tile.m:
             fits = tirx.all(top >= 0, top + size <= window.h, left >= 0, left + size <= window.w)
@@ -182,7 +183,7 @@ class WinogradNest:
             at, y, x = i * size + j, top + i, left + j
 
             def put(value: Callable[[PrimExpr], PrimExpr]) -> Stmt:
-                return vectorized(LANES, lambda q: put_lane(patch)(at, q, value(q)))
+                return vectorized(simd(), lambda q: put_lane(patch)(at, q, value(q)))
 
             here = source + i * h + j * w
             live = tirx.all(y >= 0, y < window.h, x >= 0, x < window.w)
@@ -265,14 +266,14 @@ class WinogradNest:
         place = self._place(tile)
 
         def vector(v: PrimExpr) -> Stmt:
-            channel = panel * nr + v * LANES
-            at = t * nr + v * LANES
+            channel = panel * nr + v * simd()
+            at = t * nr + v * simd()
             stmt = sequence(self._one_result(lambda x, q: made[x * stride + at + q],
                                              place, channel))  # fmt: skip
             whole = self.shape.oc % nr == 0
             return stmt if whole else tirx.IfThenElse(channel < self.shape.oc, stmt, None)
 
-        stmt = loop(nr // LANES, vector, None, "v")
+        stmt = loop(nr // simd(), vector, None, "v")
         whole = self.tiles % self.tile.rows == 0
         return stmt if whole else tirx.IfThenElse(tile < self.tiles, stmt, None)
 
@@ -289,8 +290,8 @@ class WinogradNest:
         image, row, column = place
 
         def store(i: PrimExpr, j: PrimExpr) -> Stmt:
-            stmt = vectorized(LANES, lambda q: self.ports.store(
-                stage[(i * m + j) * LANES + q],
+            stmt = vectorized(simd(), lambda q: self.ports.store(
+                stage[(i * m + j) * simd() + q],
                 self.windowed.index(image, channel + q, row + i, column + j)))  # fmt: skip
             whole = self.window.ow % m == 0
             return stmt if whole else tirx.IfThenElse(column + j < self.window.ow, stmt, None)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
+from plait.codegen.core import AVX2, AVX512, core
 from plait.codegen.plan import Call, ModulePlan, PointerArg, TensorSpec
+from plait.codegen.schedule import Schedule
 from plait.codegen.tvm.build import compile_kernel, host_target
 from plait.codegen.tvm.main_func import compile_main
 from plait.codegen.tvm.pointers import over_pointers
@@ -19,6 +22,7 @@ from plait.runtime.executor import CompiledModel
 from plait.runtime.loader import Library
 
 Array = NDArray[Any]
+both_cores = pytest.mark.parametrize("core", [AVX2, AVX512], indirect=True, ids=["8", "16 lanes"])
 
 
 def normal(seed: int, *shape: int) -> Array:
@@ -47,7 +51,9 @@ def check(graph: Graph, inputs: list[Array], template: str, exact: bool = False)
 
 def call(body: Graph, schedule: str, inputs: list[Array]) -> Array:
     """The result of one kernel with a schedule of the test's own; inputs and result are flat."""
-    func = over_pointers(cpu_target().build(body, schedule))
+    parsed = Schedule.parse(schedule)
+    named = Schedule.make(parsed.template, **{**parsed.parameters, "vector": core().lanes})
+    func = over_pointers(cpu_target().build(body, str(named)))
     specs = [TensorSpec(f"x{k}", str(x.dtype), (x.size,)) for k, x in enumerate(inputs)]
     (out,) = body.output_types
     result = TensorSpec("y", out.dtype.name, (int(np.prod(out.static("test"))),))

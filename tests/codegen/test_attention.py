@@ -16,6 +16,7 @@ from plait.ir.graph import Graph
 from plait.ir.interp import interpret
 from plait.ir.types import DType, TensorType
 from plait.runtime.compiler import Module, compile_graph
+from tests.codegen.graphs import both_cores
 
 Array = NDArray[Any]
 
@@ -60,6 +61,7 @@ def check(graph: Graph, inputs: list[Array] | None = None) -> tuple[Module, Arra
     return module, got
 
 
+@both_cores
 @pytest.mark.parametrize(
     ("q", "k", "width"),
     [
@@ -76,17 +78,20 @@ def test_sizes(q: Sequence[int], k: Sequence[int], width: int | None) -> None:
     check(plain(q, k, width))
 
 
+@both_cores
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("shape", [(2, 2, 21, 23), (21, 23), (2, 1, 1, 23), (1, 2, 21, 1)])
 def test_float_masks(shape: Sequence[int], causal: bool) -> None:
     check(plain((2, 2, 21, 16), (2, 2, 23, 16), None, (t.f32, shape), causal))
 
 
+@both_cores
 @pytest.mark.parametrize("shape", [(2, 2, 21, 23), (2, 1, 1, 23), (21, 23), (1,)])
 def test_bool_masks(shape: Sequence[int]) -> None:
     check(plain((2, 2, 21, 16), (2, 2, 23, 16), None, (t.bool_, shape)))
 
 
+@both_cores
 @pytest.mark.parametrize("rows", [1, 6, 40])
 def test_hidden_rows_are_zero(rows: int) -> None:
     graph = plain((1, 2, rows, 8), (1, 2, 400, 8), None, (t.bool_, (rows, 400)))
@@ -98,6 +103,7 @@ def test_hidden_rows_are_zero(rows: int) -> None:
         assert not got[:, :, 0].any() and got[:, :, -1].any()
 
 
+@both_cores
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("keys", [9, 400])
 @pytest.mark.parametrize("rows", [1, 6, 40])
@@ -121,6 +127,7 @@ def test_the_highest_floats_are_finite_masks(rows: int) -> None:
     assert np.isfinite(got).all()
 
 
+@both_cores
 @pytest.mark.parametrize(
     ("rows", "keys"), [(64, 64), (37, 91), (91, 37), (700, 700)]
 )  # fmt: skip
@@ -128,6 +135,7 @@ def test_causal(rows: int, keys: int) -> None:
     check(plain((1, 2, rows, 12), (1, 2, keys, 12), causal=True))
 
 
+@both_cores
 def test_long_keys_go_block_by_block() -> None:
     graph = plain((1, 2, 20, 24), (1, 2, 1000, 24), 40, scale=1.7)
     inputs = random(graph)
@@ -136,12 +144,14 @@ def test_long_keys_go_block_by_block() -> None:
     assert "block=125" in module.kernels[0].schedule
 
 
+@both_cores
 @pytest.mark.parametrize("causal", [False, True])
 def test_groups_of_heads_share_copied_keys(causal: bool) -> None:
     module, _ = check(plain((1, 4, 200, 64), (1, 2, 700, 64), 40, causal=causal))
     assert "copy=1" in module.kernels[0].schedule
 
 
+@both_cores
 def test_large_scores_do_not_overflow() -> None:
     graph = plain((1, 1, 20, 16), (1, 1, 600, 16), scale=60.0)
     inputs = random(graph)
@@ -151,6 +161,7 @@ def test_large_scores_do_not_overflow() -> None:
     np.testing.assert_allclose(got, want, rtol=1e-2, atol=1e-3)
 
 
+@both_cores
 @pytest.mark.parametrize("keys", [1, 8, 1003])
 def test_a_single_row(keys: int) -> None:
     check(plain((2, 6, 1, 21), (2, 3, keys, 21), 19, (t.f32, (keys,))))
@@ -161,6 +172,7 @@ def test_a_causal_single_row_sees_the_first_key() -> None:
     check(plain((2, 1, 16), (2, 30, 16), causal=True))
 
 
+@both_cores
 @pytest.mark.parametrize("length", [17, 70])
 def test_views_of_one_projection(length: int) -> None:
     """q, k and v are slices of one product; the result is written as [batch, length, heads]."""

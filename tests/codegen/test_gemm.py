@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from tvm import te, tirx
 
+from plait.codegen.core import simd
 from plait.codegen.plan import Call, ModulePlan, PointerArg, TensorSpec
 from plait.codegen.tiles import GemmShape, Tile, ceil_div, choose_tile
 from plait.codegen.tvm.build import assembly, compile_kernel, host_target
@@ -19,6 +20,7 @@ from plait.codegen.tvm.main_func import compile_main
 from plait.codegen.tvm.pointers import over_pointers
 from plait.runtime.executor import CompiledModel
 from plait.runtime.loader import Library
+from tests.codegen.graphs import both_cores
 
 Array = NDArray[Any]
 
@@ -100,6 +102,7 @@ SHAPES = [
 ]
 
 
+@both_cores
 @pytest.mark.parametrize("rhs", ["packed", "rows", "any"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_value(shape: tuple[int, int, int, int], rhs: str) -> None:
@@ -127,6 +130,7 @@ def test_any_tile_has_the_same_bits(tile: Tile, rhs: str) -> None:
     np.testing.assert_array_equal(check(*case(size, tile, rhs)), want)
 
 
+@both_cores
 @pytest.mark.parametrize("n", [16, 50])
 def test_panels_packed_by_one_thread(n: int) -> None:
     """Panels of more than the kilobyte that TVM keeps on the stack."""
@@ -134,6 +138,7 @@ def test_panels_packed_by_one_thread(n: int) -> None:
     check(*case(size, Tile(4, 16, parallel=False), "any"))
 
 
+@both_cores
 def test_transposed_operand_and_output_layout() -> None:
     """A is read as a transpose, and columns go out as (head, row, feature)."""
     size = GemmShape(1, 10, 48, 20)
@@ -154,10 +159,11 @@ def test_transposed_operand_and_output_layout() -> None:
     check(gemm, [a, pack_panels(b, tile.nr)], want)
 
 
+@both_cores
 @pytest.mark.parametrize("n", [48, 50])
 def test_heavy_epilogue(n: int) -> None:
     """A polynomial with its argument bound by a let."""
-    gemm, inputs, _ = case(GemmShape(1, 9, n, 16), Tile(4, 24), "packed")
+    gemm, inputs, _ = case(GemmShape(1, 9, n, 16), Tile(4, 3 * simd()), "packed")
 
     def polynomial(acc: Any, _: Any) -> Any:
         x = tirx.Var("x", "float32")

@@ -30,6 +30,7 @@ from plait.ir.types import TensorType
 from plait.runtime.compiler import compile_graph
 from plait.runtime.executor import CompiledModel
 from plait.runtime.loader import Library
+from tests.codegen.graphs import both_cores
 from tests.passes.graphs import Make, Operand, build
 
 NAN, INF = float("nan"), float("inf")
@@ -180,8 +181,9 @@ class Compiled:
     def __init__(self, bodies: dict[str, Graph]) -> None:
         self.bodies = bodies
         self.symbols = {name: f"k_{i}" for i, name in enumerate(bodies)}
-        jobs = [KernelJob(self.symbols[name], lambda body=body: over_pointers(build_nest(body)))
-                for name, body in bodies.items()]  # fmt: skip
+        made = {name: over_pointers(build_nest(body)) for name, body in bodies.items()}
+        jobs = [KernelJob(self.symbols[name], lambda func=func: func)
+                for name, func in made.items()]  # fmt: skip
         self.code = compile_many(jobs, host_target(), 2)
 
     def run(self, name: str, inputs: Sequence[Any], threads: int = 2) -> list[Any]:
@@ -211,6 +213,7 @@ def compiled_part(part: str) -> Compiled:
     return Compiled({c.name: build(c.make, *c.operands) for c in CASES if c.name.startswith(part)})
 
 
+@both_cores
 @pytest.mark.parametrize("part", ["pointwise", "rows", "columns", "types"])
 def test_nests(part: str) -> None:
     """All cases of a part, on one thread and on two: bit by bit the same."""
@@ -261,6 +264,7 @@ def _floats(b: Builder, x: Value) -> list[Value]:
     return [*found, b.emit("mod", x, b.scalar(-2, t.f32)), b.emit("isinf", x - x)]
 
 
+@both_cores
 def test_special_values() -> None:
     """NaN wins every comparison, infinities stay, and integers never trap."""
     i32 = np.array([[7], [-7], [0], [-(2**31)], [2**31 - 1]], np.int32)
@@ -285,6 +289,7 @@ def test_special_values() -> None:
             np.testing.assert_array_equal(got, want.reshape(-1), f"{name}, output {k}")
 
 
+@both_cores
 def test_extremes_keep_nan_wherever_it_stands() -> None:
     """In any vector, lane or rest of a row, on either side of a maximum of two."""
 

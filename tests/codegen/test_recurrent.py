@@ -20,6 +20,7 @@ from plait.passes.packing import GatePanels
 from plait.runtime import tune
 from plait.runtime.cache import KernelCache
 from plait.runtime.compiler import Module, compile_graph
+from tests.codegen.graphs import both_cores
 
 Array = NDArray[Any]
 
@@ -67,6 +68,7 @@ def check(graph: Graph, inputs: list[Array]) -> Module:
     return module
 
 
+@both_cores
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize(
     ("steps", "batch", "units"),
@@ -77,6 +79,7 @@ def test_sizes(op: str, steps: int, batch: int, units: int, reverse: bool) -> No
     check(*layer(steps, batch, units, op, reverse))
 
 
+@both_cores
 @pytest.mark.parametrize(("op", "batch", "units"),
                          [("lstm", 1, 116), ("lstm", 2, 100), ("gru", 1, 140), ("gru", 3, 100),
                           ("rnn_tanh", 1, 230), ("rnn_relu", 5, 103)])  # fmt: skip
@@ -143,6 +146,7 @@ def test_waiting_threads_offer_their_cpu(monkeypatch: pytest.MonkeyPatch, tmp_pa
         np.testing.assert_array_equal(ours, right)
 
 
+@both_cores
 @pytest.mark.parametrize("op", KINDS)
 @pytest.mark.parametrize(("batch", "units"), [(1, 20), (2, 16), (1, 120)])
 def test_weights_that_are_an_input(batch: int, units: int, op: str) -> None:
@@ -150,6 +154,7 @@ def test_weights_that_are_an_input(batch: int, units: int, op: str) -> None:
     assert "packed=0" in module.kernels[0].schedule
 
 
+@both_cores
 @pytest.mark.parametrize("results", [(0,), (1,), (2,), (2, 0), (1, 2)])
 def test_some_of_the_results(results: tuple[int, ...]) -> None:
     check(*layer(3, 2, 9, results=results))
@@ -159,6 +164,7 @@ def test_a_long_sequence_stays_accurate() -> None:
     check(*layer(200, 1, 24))
 
 
+@both_cores
 @pytest.mark.parametrize("op", KINDS)
 def test_saturated_gates(op: str) -> None:
     graph, inputs = layer(3, 1, 8, op)
@@ -207,14 +213,16 @@ def test_every_tile_gives_the_same_bits(op: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("op", "block", "shape"),
-    [("lstm", 8, (2, 4, 13, 8)), ("lstm", 16, (2, 2, 13, 16)), ("lstm", 24, (1, 4, 13, 24)),
-     ("gru", 8, (2, 3, 13, 8)), ("gru", 16, (1, 3, 13, 16)), ("gru", 24, (2, 1, 13, 24))],
+    ("op", "block", "lanes", "shape"),
+    [("lstm", 8, 8, (2, 4, 13, 8)), ("lstm", 16, 8, (2, 2, 13, 16)),
+     ("lstm", 24, 8, (1, 4, 13, 24)), ("gru", 8, 8, (2, 3, 13, 8)), ("gru", 16, 8, (1, 3, 13, 16)),
+     ("gru", 24, 8, (2, 1, 13, 24)), ("lstm", 16, 16, (1, 4, 13, 16)),
+     ("gru", 48, 16, (1, 1, 13, 48))],
 )  # fmt: skip
-def test_panels_are_recovered(op: str, block: int, shape: tuple[int, ...]) -> None:
+def test_panels_are_recovered(op: str, block: int, lanes: int, shape: tuple[int, ...]) -> None:
     w = weights(op, 13)
     b = Builder()
-    form = GatePanels(KINDS[op][0], block)
+    form = GatePanels(KINDS[op][0], block, lanes)
     packed = form.pack(w)
     assert packed.shape == shape
     value = form.unpack(b, b.constant(packed, "w"), TensorType(t.f32, w.shape))

@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip("tvm", reason="TVM comes with the compile extra")
 
+from plait.codegen.core import core
 from plait.codegen.schedule import Schedule
 from plait.codegen.stripes import WORKSPACE_BYTES, Chain, Cut, chain_of
 from plait.codegen.tvm.target import cpu_target
@@ -25,7 +26,7 @@ from plait.passes.memory_check import check_plan
 from plait.passes.pipeline import DEFAULT_PIPELINE, parse_pipeline
 from plait.passes.stripe import Block, Link
 from plait.runtime.compiler import compile_graph
-from tests.codegen.graphs import call, normal, templates
+from tests.codegen.graphs import both_cores, call, normal, templates
 
 SELECTED = DEFAULT_PIPELINE.partition(",stripe")[0]
 
@@ -103,7 +104,7 @@ def joined(graph: Graph, cut: Cut | None = None) -> tuple[Graph, list[Node]]:
         text = str(Schedule.make("stripes", rows=given.rows, bands=given.bands, parallel=1))
         return [Block(0, len(links) - 1, text)]
 
-    context = Context(replace(cpu_target(), join=join))
+    context = Context(replace(cpu_target(core=core()), join=join))
     found = parse_pipeline(SELECTED + ",stripe").run(graph, context)
     return found, [n for n in found.nodes if n.attrs.get("schedule", "").startswith("stripes")]
 
@@ -136,6 +137,7 @@ BOTTLENECKS = [
 ]  # fmt: skip
 
 
+@both_cores
 @pytest.mark.parametrize(
     ("case", "cut"), [(case, cut) for case, cuts in BOTTLENECKS for cut in cuts], ids=str
 )
@@ -143,12 +145,14 @@ def test_a_bottleneck_cut_into_stripes(case: Bottleneck, cut: Cut) -> None:
     compare(case.graph(), cut, normal(0, case.n, case.h, case.w, case.channels[0]))
 
 
+@both_cores
 @pytest.mark.parametrize("cut", [Cut(1, 6), Cut(2, 3), Cut(6, 1)], ids=str)
 @pytest.mark.parametrize("n", [1, 2])
 def test_a_window_a_norm_and_two_products(n: int, cut: Cut) -> None:
     compare(block(n, 6, 5, 16), cut, normal(0, n, 6, 5, 16))
 
 
+@both_cores
 @pytest.mark.parametrize("lead", [(12,), (3, 4), (2, 1, 3, 2)], ids=str)
 def test_two_products_of_any_rank(lead: tuple[int, ...]) -> None:
     b = Builder()
@@ -163,6 +167,7 @@ def test_two_products_of_any_rank(lead: tuple[int, ...]) -> None:
         compare(graph, cut, normal(0, *lead, 16))
 
 
+@both_cores
 def test_a_gate_for_each_channel_of_each_image_and_a_product() -> None:
     b = Builder()
     x = b.input(TensorType(t.f32, (2, 4, 4, 16)))

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from plait.codegen.core import AVX512, making_for
 from plait.codegen.tiles import (
     L2_BYTES,
-    LANES,
-    REGISTERS,
     GemmShape,
     block_count,
     ceil_div,
@@ -22,7 +21,15 @@ def test_tiles_fit_the_registers() -> None:
     tiles = register_tiles(128, 768)
     assert {(4, 24), (6, 16), (2, 40), (1, 64)} <= set(tiles)
     assert not {(3, 32), (7, 16), (2, 48)} & set(tiles)
-    assert all(mr * nr // LANES < REGISTERS for mr, nr in tiles)
+    assert all(mr * nr // 8 < 16 for mr, nr in tiles)
+
+
+def test_wider_vectors_fill_more_registers() -> None:
+    with making_for(AVX512):
+        tiles = register_tiles(128, 768)
+    assert {(12, 32), (9, 48), (6, 64), (1, 128)} <= set(tiles)
+    assert not {(10, 48), (15, 32), (7, 64)} & set(tiles)
+    assert all(nr % 16 == 0 and mr * nr // 16 < 32 for mr, nr in tiles)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from plait.codegen.conv_tiles import WindowShape, WindowTile, choose_window_tile
 from plait.ir import types as t
 from plait.ir.builder import Builder, Value
 from plait.ir.types import TensorType
-from tests.codegen.graphs import check, normal
+from tests.codegen.graphs import both_cores, check, normal
 
 Pair = tuple[int, ...]
 
@@ -51,6 +51,7 @@ WINDOWS: list[tuple[Pair, Pair, Pair, Pair, Pair, Pair]] = [
 ]
 
 
+@both_cores
 @pytest.mark.parametrize("case", WINDOWS, ids=str)
 def test_depthwise(case: tuple[Pair, ...]) -> None:
     shape, size, stride, low, high, dilation = case
@@ -66,6 +67,7 @@ def test_depthwise(case: tuple[Pair, ...]) -> None:
     check(b.finish([out]), [sample(shape)], "depthwise")
 
 
+@both_cores
 @pytest.mark.parametrize("op", ["max_pool", "sum_pool"])
 @pytest.mark.parametrize("case", WINDOWS, ids=str)
 def test_pool(case: tuple[Pair, ...], op: str) -> None:
@@ -80,6 +82,7 @@ def test_pool(case: tuple[Pair, ...], op: str) -> None:
     check(b.finish([y]), [sample(shape)], "pool", exact=op == "max_pool")
 
 
+@both_cores
 def test_max_pool_keeps_nan() -> None:
     shape = (1, 8, 8, 8)
     b = Builder()
@@ -92,6 +95,7 @@ def test_max_pool_keeps_nan() -> None:
     check(graph, [x_value], "pool", exact=True)
 
 
+@both_cores
 @pytest.mark.parametrize("channels", [16, 13])
 def test_heavy_epilogue(channels: int) -> None:
     shape = (1, channels, 9, 9)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from plait.codegen.conv_tiles import ConvShape, WindowShape
+from plait.codegen.core import simd
 from plait.codegen.tvm.target import cpu_target
 from plait.codegen.winograd import (
     WinogradTile,
@@ -24,7 +26,7 @@ from plait.ir.winograd import POINTS
 from plait.passes.context import Context
 from plait.passes.packing import FORMS
 from plait.passes.pipeline import parse_pipeline
-from tests.codegen.graphs import call, check, normal
+from tests.codegen.graphs import both_cores, call, check, normal
 from tests.codegen.test_conv import SELECTED, Case
 
 CASES = [
@@ -37,17 +39,26 @@ CASES = [
 ]
 
 
+def fitted(case: Case) -> Case:
+    """The case with as many vectors of channels whatever their length."""
+    n, c, *image = case.x
+    return replace(case, x=(n, c // 8 * simd(), *image), oc=case.oc // 8 * simd())
+
+
+@both_cores
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_value(case: Case) -> None:
     """With a bias and a relu."""
+    case = fitted(case)
     b = Builder()
     y = case.node(b) + case.bias(b)
     check(b.finish([case.result(b, b.emit("relu", y))]), [case.sample()], "winograd")
 
 
+@both_cores
 def test_epilogue_with_operands_of_all_kinds() -> None:
     """A residual, a row-major factor, a mask; the result goes out row-major."""
-    case = CASES[1]
+    case = fitted(CASES[1])
     n, oc, h, w = case.x[0], case.oc, *case.x[2:]
     b = Builder()
     x, factor, mask = case.data(
@@ -59,8 +70,9 @@ def test_epilogue_with_operands_of_all_kinds() -> None:
     check(graph, [case.sample(), normal(5, n, oc, h, w), mask_in], "winograd")
 
 
+@both_cores
 def test_heavy_epilogue() -> None:
-    case = CASES[2]
+    case = fitted(CASES[2])
     b = Builder()
     y = b.emit("gelu", case.node(b) + case.bias(b), form="none")
     check(b.finish([case.result(b, y)]), [case.sample()], "winograd")
@@ -68,7 +80,7 @@ def test_heavy_epilogue() -> None:
 
 def _conv_kernel() -> tuple[Graph, Graph, Any, Any]:
     """A graph, its kernel's body before packing, the data, and the weights."""
-    case = Case((2, 16, 13, 11), 40, (3, 3), low=1)
+    case = fitted(Case((2, 16, 13, 11), 40, (3, 3), low=1))
     b = Builder()
     graph = b.finish([case.result(b, case.node(b))])
     lowered = parse_pipeline(SELECTED.removesuffix(",select")).run(graph, Context(cpu_target(1)))
@@ -87,14 +99,16 @@ def _packed(body: Graph, form: str, block: int, w: Any) -> tuple[Graph, Any]:
     return b.finish(b.inline(body, [x, value])), packed
 
 
+@both_cores
 @pytest.mark.parametrize("m", sorted(POINTS))
 def test_any_cut_has_the_same_bits(m: int) -> None:
     graph, body, x, w = _conv_kernel()
     results = []
-    for mr, nr, group, block, order, parts in (
-        (5, 16, 3, 15, "pos", 1), (5, 16, 1, 40, "oc", 2), (4, 24, 2, 8, "oc", 1),
-        (6, 16, 2, 24, "pos", 3), (2, 32, 8, 48, "pos", 2),
+    for mr, vectors, group, block, order, parts in (
+        (5, 2, 3, 15, "pos", 1), (5, 2, 1, 40, "oc", 2), (4, 3, 2, 8, "oc", 1),
+        (6, 2, 2, 24, "pos", 3), (2, 4, 8, 48, "pos", 2),
     ):  # fmt: skip
+        nr = vectors * simd()
         schedule = f"winograd{{m={m} mr={mr} nr={nr} group={group} block={block} "
         schedule += f"order={order} parts={parts}}}"
         packed_body, packed = _packed(body, f"winograd{m}", nr, w)

@@ -26,8 +26,10 @@ from plait.runtime.loader import native
 
 
 def test_what_is_held_at_once() -> None:
-    """Buffers of one after the other are not, those below 1 KiB lie on the stack; in pages."""
-    shared, each, inner, other, small = (scratch(n, "s") for n in (512, 256, 1024, 2048, 255))
+    """Buffers of one after the other are not, small ones lie on the stack; in pages."""
+    most = STACK_BYTES // 4
+    sizes = (most + 1, most, 2 * most, 2 * most + 1, most - 1)
+    shared, each, inner, other, small = (scratch(n, "s") for n in sizes)
     y = flat(TensorType(t.f32, (1,)), "y").buffer
 
     def using(buffer: Any) -> Any:
@@ -41,8 +43,9 @@ def test_what_is_held_at_once() -> None:
     body = sequence([tirx.AllocBuffer(shared), put(shared, 0, ZERO), parallel])
     func = tirx.PrimFunc([y], body).with_attr("s_tir", True).with_attr(FLAT, True)
     found = workspace(func)
-    assert found == Workspace(POOL_BYTES, 3 * POOL_BYTES)
-    assert found.total(threads=3) == POOL_BYTES * (1 + 3 * 3)
+    in_pages = [align(4 * n, POOL_BYTES) for n in sizes]
+    assert found == Workspace(in_pages[0], in_pages[1] + in_pages[3])
+    assert found.total(threads=3) == in_pages[0] + 3 * (in_pages[1] + in_pages[3])
 
 
 def product(rows: int) -> Graph:

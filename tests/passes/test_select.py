@@ -60,7 +60,7 @@ CASES: dict[str, tuple[Any, tuple[tuple[int, ...], ...], str, int, int]] = {
                   "depthwise", 0, 1),
     "narrow": (lambda b, x: conv(b, x, normal(2, 16, 2, 2)), ((2, 16, 5, 4),), "narrow", 8, 1),
     "gates": (lambda b, x, h, c: lstm(b, x, h, c, normal(20, 5)),
-              ((4, 3, 20), (3, 5), (3, 5)), "gates", 4, 3),
+              ((4, 3, 20), (3, 5), (3, 5)), "gates8", 4, 3),
 }  # fmt: skip
 
 

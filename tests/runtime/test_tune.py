@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("tvm", reason="TVM comes with the compile extra")
 
+from plait.codegen.cpu import host_core
 from plait.codegen.tvm.target import cpu_target
 from plait.ir import types as t
 from plait.ir.builder import Builder
@@ -21,7 +22,7 @@ from plait.runtime import tune
 from plait.runtime.cache import KernelCache
 from plait.runtime.compiler import compile_graph
 
-TARGET = cpu_target(2)
+TARGET = cpu_target(2, host_core())
 RNG = np.random.default_rng(0)
 W = RNG.standard_normal((48, 40), np.float32)
 X = RNG.standard_normal((9, 48), np.float32)

@@ -59,6 +59,7 @@ def plan(captured: CapturedModel) -> dict[str, Any]:
     holds on so many `threads`.  `eager_peak_bytes` is what eager execution of the
     same graph holds at its peak, outputs included.
     """
+    from plait.codegen.cpu import host_core
     from plait.codegen.tvm.target import cpu_target
     from plait.passes import footprint
     from plait.passes.context import Context
@@ -69,7 +70,7 @@ def plan(captured: CapturedModel) -> dict[str, Any]:
 
     open_tvm()
     threads = default_threads()
-    context = Context(cpu_target(threads))
+    context = Context(cpu_target(threads, host_core()))
     lowered = parse_pipeline(DEFAULT_PIPELINE).run(captured.graph, context)
     assert context.plan is not None
     calls = dict.fromkeys(range(len(lowered.nodes)), ("", 0))

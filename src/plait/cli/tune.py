@@ -87,12 +87,13 @@ def tune(
         captured = capture(source)
     if captured.fallbacks:
         raise UnsupportedOp(captured.fallbacks[0].target, captured.fallbacks[0].loc)
+    from plait.codegen.cpu import host_core
     from plait.codegen.tvm.target import cpu_target
     from plait.ir.knobs import NUM_THREADS
     from plait.runtime import tune as tuning
     from plait.runtime.cache import KernelCache
 
-    cache, target = KernelCache(), cpu_target(threads or NUM_THREADS.get())
+    cache, target = KernelCache(), cpu_target(threads or NUM_THREADS.get(), host_core())
     for record in given:
         tuning.keep(cache, record)
     with output.progress_bar("tuning") as progress:

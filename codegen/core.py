@@ -1,0 +1,63 @@
+"""The vectors of a CPU core, and the core that kernels are being made for.
+
+Choosing a schedule and making its code go by the same core, from the cost model down to the last
+loop over lanes; `making_for` says which for all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True)
+class Core:
+    """Vectors of `lanes` float32, in so many `registers`.
+
+    most_rows: of a register tile of products; each row takes a register for its address too.
+    line_cycles: what a vector of weights from L2 costs beside the multiply-adds it is used in.
+    far_bytes: from the last-level cache in a cycle, while one register tile follows another.
+    """
+
+    lanes: int
+    registers: int
+    most_rows: int
+    line_cycles: float
+    far_bytes: int
+
+
+# Measured on AMD Milan and on Intel Cascade Lake.
+AVX2: Final = Core(lanes=8, registers=16, most_rows=7, line_cycles=0.0, far_bytes=32)
+AVX512: Final = Core(lanes=16, registers=32, most_rows=14, line_cycles=0.25, far_bytes=9)
+CORES: Final = {core.lanes: core for core in (AVX2, AVX512)}
+# What 512-bit code needs: the arithmetic, its 256-bit and 128-bit forms, and float logic.
+_WIDE = frozenset({"avx512f", "avx512vl", "avx512dq", "avx512bw"})
+_current: ContextVar[Core] = ContextVar("core", default=AVX2)
+
+
+def core() -> Core:
+    """The core that kernels are being made for."""
+    return _current.get()
+
+
+def simd() -> int:
+    """Float32 elements of its vectors."""
+    return _current.get().lanes
+
+
+@contextmanager
+def making_for(chosen: Core) -> Iterator[None]:
+    """What is chosen and made inside is for this core."""
+    token = _current.set(chosen)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def core_with(features: Iterable[str]) -> Core:
+    """The core of a CPU with these features, by LLVM's names."""
+    return AVX512 if set(features) >= _WIDE else AVX2
