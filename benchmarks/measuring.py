@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from plait.codegen.core import AVX2
+from plait.codegen.cpu import host_core
 from plait.ir import knobs
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -49,6 +51,11 @@ def apart(
             told = done.stderr.strip() or f"exit code {done.returncode}"
             raise MeasurementFailed(f"{module} of {' '.join(names).strip()} failed:\n{told}")
         return json.loads(Path(result.name).read_text())
+
+
+def on_this_kind(stem: str) -> str:
+    """The name of results of CPUs like this one: those of other vectors are not comparable."""
+    return stem if host_core() == AVX2 else f"{stem}-avx512"
 
 
 def keep(file: Path, new: dict[str, Any]) -> None:

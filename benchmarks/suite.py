@@ -11,9 +11,9 @@ behind the others gets three.
 A candidate whose outputs do not agree with eager is not timed.
 
 `--peers all` adds those that take long to build or to run. Results go to
-`benchmarks/results/batch1.json` (`batch1-all.json`), in place of the rows of the same models, and
-with `--write-readme` into `README.md`. The exit code is 1 if a model was not measured with Plait or
-a bar is missed.
+`benchmarks/results/batch1.json` (`batch1-all.json`), in place of the rows of the same models; on a
+CPU with AVX-512 to `batch1-avx512.json`. With `--write-readme` they go into `README.md` too. The
+exit code is 1 if a model was not measured with Plait or a bar is missed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.candidates import Built, Candidate, CandidateFailed
-from benchmarks.measuring import MODELS, RESULTS, ROOT, MeasurementFailed, apart, chosen, keep
+from benchmarks.measuring import (
+    MODELS,
+    RESULTS,
+    ROOT,
+    MeasurementFailed,
+    apart,
+    chosen,
+    keep,
+    on_this_kind,
+)
 from benchmarks.report import report
 from benchmarks.tables import BEST, OURS, geometric_mean, plot, ratio, section
 from plait.ir import knobs
@@ -43,7 +52,7 @@ BUILD_LIMIT: Final = 300.0  # seconds of building and two runs
 SLOW_BUILD_LIMIT: Final = 180.0
 MIN_ROUNDS, MAX_ROUNDS = 7, 30
 ROUNDS_SECONDS: Final = 25.0  # of one model, for rounds beyond the least
-SAMPLE_SECONDS: Final = 0.07  # of settling, before and beside the runs of a sample
+SAMPLE_SECONDS: Final = 0.21  # of settling, before and beside the runs of a sample
 FAR_BEHIND: Final = 10.0  # times the fastest peer's run
 FAR_BEHIND_ROUNDS: Final = 3
 # The geometric mean of the speed over a peer must be at least this, by batch.
@@ -255,7 +264,7 @@ def main() -> None:
         row = measure(name, given.rounds, given.threads, given.batch, slow_peers)
         Path(file).write_text(json.dumps(row))
         return
-    stem = f"batch{given.batch}{'-all' if slow_peers else ''}"
+    stem = on_this_kind(f"batch{given.batch}{'-all' if slow_peers else ''}")
     file = RESULTS / f"{stem}.json"
 
     names = chosen(parser, given.models)

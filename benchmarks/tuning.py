@@ -20,11 +20,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.measuring import MODELS, RESULTS, apart, chosen, keep
+from benchmarks.measuring import MODELS, RESULTS, apart, chosen, keep, on_this_kind
 from benchmarks.report import report
 from plait.ir import knobs
 
-FILE: Final = RESULTS / "tuning.json"
+FILE: Final = RESULTS / f"{on_this_kind('tuning')}.json"
 SECONDS_BAR: Final = 60.0
 SHARE_BAR: Final = 90.0  # percent
 

@@ -15,11 +15,13 @@ from plait.codegen.core import Core, core, simd
 from plait.codegen.tiles import (
     L2_BYTES,
     L3_BYTES,
+    MEMORY_BYTES,
     ORDER,
     PARALLEL_CYCLES,
     SHARED_BYTES,
     all_weights_again,
     ceil_div,
+    lateness,
 )
 
 
@@ -157,9 +159,10 @@ _SIXTEEN = {
     (2, 1): 0.25, (1, 1): 0.13,
 }  # fmt: skip
 _THIRTY_TWO = {
-    (9, 3): 0.97, (8, 3): 0.97, (6, 4): 0.97, (12, 2): 0.96, (5, 5): 0.95, (14, 2): 0.93,
-    (10, 2): 0.93, (6, 3): 0.93, (4, 6): 0.92, (4, 4): 0.92, (5, 3): 0.9, (8, 2): 0.9, (6, 2): 0.84,
-    (4, 3): 0.84, (3, 4): 0.82, (2, 8): 0.75, (4, 2): 0.75, (3, 3): 0.73, (2, 4): 0.72,
+    (9, 3): 0.97, (8, 3): 0.97, (6, 4): 0.97, (12, 2): 0.96, (5, 5): 0.95, (7, 3): 0.95,
+    (14, 2): 0.93, (10, 2): 0.93, (6, 3): 0.93, (4, 6): 0.92, (4, 4): 0.92, (5, 3): 0.9,
+    (8, 2): 0.9, (7, 2): 0.87, (6, 2): 0.84, (4, 3): 0.84, (3, 4): 0.82, (2, 8): 0.75,
+    (4, 2): 0.75, (3, 3): 0.73, (2, 4): 0.72,
     (14, 1): 0.66, (3, 2): 0.64, (12, 1): 0.64, (2, 3): 0.64, (8, 1): 0.6, (2, 2): 0.56,
     (6, 1): 0.55, (1, 8): 0.5, (4, 1): 0.48, (1, 4): 0.45, (1, 2): 0.29, (2, 1): 0.25, (1, 1): 0.13,
 }  # fmt: skip
@@ -211,8 +214,13 @@ def conv_cycles(shape: ConvShape, mr: int, nr: int, threads: int) -> float:
         overhead += ROW_CYCLES * mr
         if mr > MAX_ADDRESSED_ROWS:
             speed *= 0.6
-    tiles = shape.groups * ceil_div(shape.outputs, nr) * ceil_div(window.positions, mr)
-    return ceil_div(tiles, threads) * (shape.taps * mr * nr / speed + overhead)
+    panels = shape.groups * ceil_div(shape.outputs, nr)
+    tiles = ceil_div(panels * ceil_div(window.positions, mr), threads)
+    if 4 * shape.taps * nr <= L2_BYTES:
+        return tiles * (shape.taps * mr * nr / speed + overhead)
+    # A panel that L2 does not hold comes from memory once, and then again for every tile.
+    first = 4 * shape.taps * nr * panels / MEMORY_BYTES
+    return tiles * (shape.taps * mr * nr / speed * lateness(mr) + overhead) + first
 
 
 def conv_tiles(shape: ConvShape, threads: int) -> list[tuple[float, ConvTile]]:

@@ -140,13 +140,16 @@ def _again(shape: GemmShape, tile: Tile, cycles: float) -> float:
     return place + (2 / rows if tile.blocks > 1 else 0.0)
 
 
+def lateness(rows: int) -> float:
+    """The factor of time where weights for tiles of so many rows come from the last-level cache."""
+    wanted = 8 * simd() / rows  # bytes a cycle, at the peak
+    return max(1.0, math.sqrt(wanted / core().far_bytes))
+
+
 def all_weights_again(size: int, cycles: float, rows: int) -> float:
     """The factor where `size` bytes of weights pass by each tile of so many rows: the first one
     waits for memory, and what does not fit L2 comes from the last-level cache, in time or not."""
-    near, far = PANELS_AGAIN
-    wanted = 8 * simd() / rows  # bytes a cycle, at the peak
-    late = max(1.0, math.sqrt(wanted / core().far_bytes))
-    near, far = near * late, far * late
+    near, far = (factor * lateness(rows) for factor in PANELS_AGAIN)
     place = 1.0 if size <= L2_BYTES // 2 else near if size <= SHARED_BYTES else far
     if L2_BYTES // 2 < size <= 2 * L2_BYTES:
         place = 1 + (near - 1) / 4

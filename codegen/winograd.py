@@ -22,6 +22,7 @@ from plait.ir.winograd import POINTS, TAPS
 
 PAD = 16  # floats that keep equal offsets of neighbouring planes in different cache sets
 DATA_BYTES = (1 << 20, 4 << 20, 16 << 20)  # transformed data of a block: in L2, or in L3
+MOST_ROWS = 8  # of a register tile: many meet in the same few sets of the first-level cache
 GROUP_ROWS = 16  # tiles that a panel of weights meets while it is in the first-level cache
 # Cycles of a transform of one tile in one vector of channels.
 DATA_CYCLES = {2: 90, 4: 170}
@@ -114,7 +115,7 @@ def winograd_tiles(shape: ConvShape, threads: int) -> list[tuple[float, Winograd
     for m in POINTS:
         tiles = tile_count(shape, m)
         for (mr, nr), reached in efficiency().items():
-            if mr > tiles or reached < 0.9:
+            if mr > min(tiles, MOST_ROWS) or reached < 0.9:
                 continue
             for tile in dict.fromkeys(_cut(shape, m, mr, nr, size) for size in DATA_BYTES):
                 cycles = winograd_cycles(shape, tile, threads)

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 MIN_SAMPLE_SECONDS = 2e-3  # one sample repeats a fast call until it takes at least this long
-SETTLE_SECONDS = 0.02
-WARM_SECONDS = 0.04  # a spinning thread takes turns of 8 ms with another on its CPU
+SETTLE_SECONDS = 0.1  # threads that wait for work spin for up to some 60 ms
+WARM_SECONDS = 0.1  # a spinning thread takes turns of 8 ms with another on its CPU
 BOOTSTRAP_DRAWS = 2000
 INTERVAL = (2.5, 97.5)
 
