@@ -211,12 +211,18 @@ def write_readme(text: str, name: str) -> None:
 
     Raises `LookupError` where they are missing.
     """
+    before, after = around(name)
+    README.write_text(f"{before}\n{text}\n{after}")
+
+
+def around(name: str) -> tuple[str, str]:
+    """README.md up to the table of a run, and from its end on. Raises `LookupError` without one."""
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     before, found, rest = README.read_text().partition(begin)
     _, ended, after = rest.partition(end)
     if not (found and ended):
         raise LookupError(f"README.md lacks {begin} or {end}")
-    README.write_text(f"{before}{begin}\n{text}\n{end}{after}")
+    return before + begin, end + after
 
 
 def run(
@@ -266,6 +272,11 @@ def main() -> None:
         return
     stem = on_this_kind(f"batch{given.batch}{'-all' if slow_peers else ''}")
     file = RESULTS / f"{stem}.json"
+    if given.write_readme:
+        try:
+            around(f"bench {stem}")
+        except LookupError as error:  # before hours of measuring, not after
+            parser.error(str(error))
 
     names = chosen(parser, given.models)
     lost = run(names, given.rounds, given.threads, given.batch, slow_peers, file)

@@ -30,7 +30,7 @@ class Core:
 
 
 # Measured on AMD Milan and on Intel Cascade Lake.
-AVX2: Final = Core(lanes=8, registers=16, most_rows=7, line_cycles=0.0, far_bytes=32)
+AVX2: Final = Core(lanes=8, registers=16, most_rows=7, line_cycles=0.0, far_bytes=64)
 AVX512: Final = Core(lanes=16, registers=32, most_rows=12, line_cycles=0.25, far_bytes=9)
 CORES: Final = {core.lanes: core for core in (AVX2, AVX512)}
 # What 512-bit code needs: the arithmetic, its 256-bit and 128-bit forms, and float logic.

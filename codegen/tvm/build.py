@@ -162,7 +162,8 @@ def _on_stack(alloc: Any) -> Any:
         size *= int(extent)
     if size >= STACK_BYTES:
         return alloc
-    return tirx.AllocBuffer(alloc.buffer, {"disable_lower_builtin": tirx.const(1, "bool")})
+    kept = {"disable_lower_builtin": tirx.const(1, "bool")}
+    return tirx.AllocBuffer(alloc.buffer, {**alloc.annotations, **kept})
 
 
 @tirx.transform.prim_func_pass(opt_level=0)  # type: ignore[untyped-decorator]

@@ -10,10 +10,10 @@ import pytest
 from numpy.typing import NDArray
 from tvm import te, tirx
 
-from plait.codegen.core import simd
+from plait.codegen.core import AVX2, AVX512, Core, simd
 from plait.codegen.plan import Call, ModulePlan, PointerArg, TensorSpec
 from plait.codegen.tiles import GemmShape, Tile, ceil_div, choose_tile
-from plait.codegen.tvm.build import assembly, compile_kernel, host_target
+from plait.codegen.tvm.build import assembly, compile_kernel, host_target, named_target
 from plait.codegen.tvm.gemm import Gemm, schedule_gemm
 from plait.codegen.tvm.loops import Ahead
 from plait.codegen.tvm.main_func import compile_main
@@ -180,14 +180,22 @@ def test_heavy_epilogue(n: int) -> None:
     check(replace(gemm, epilogue=polynomial), inputs, want)
 
 
-def test_accumulators_stay_in_registers() -> None:
-    """The reduction is 12 multiply-adds on vector registers a step, with no store between them."""
-    gemm, _, _ = case(GemmShape(1, 128, 768, 768), Tile(4, 24, parallel=False), "packed")
-    text = assembly(over_pointers(schedule_gemm(gemm)), "k_gemm", host_target())
+@pytest.mark.parametrize(("core", "cpu", "tile", "register"),
+                         [(AVX2, "x86-64-v3", Tile(4, 24, parallel=False), "%ymm"),
+                          (AVX512, "x86-64-v4", Tile(12, 32, parallel=False), "%zmm")],
+                         indirect=["core"])  # fmt: skip
+def test_accumulators_stay_in_registers(core: Core, cpu: str, tile: Tile, register: str) -> None:
+    """The reduction is multiply-adds on vector registers alone, with no store between them.
+
+    Those of the larger tile would be more than TVM itself leaves on the stack.
+    """
+    count = tile.mr * tile.nr // core.lanes
+    gemm, _, _ = case(GemmShape(1, 144, 768, 768), tile, "packed")
+    text = assembly(over_pointers(schedule_gemm(gemm)), "k_gemm", named_target(cpu))
     lines = [line.split("#")[0] for line in text.splitlines()]
-    fused = [i for i, line in enumerate(lines) if "vfmadd" in line and "%ymm" in line]
-    assert len(fused) >= 12
-    loop = lines[fused[0] : fused[11]]
+    fused = [i for i, line in enumerate(lines) if "vfmadd" in line and register in line]
+    assert len(fused) >= count
+    loop = lines[fused[0] : fused[count - 1]]
     assert not any("vmov" in line and line.rstrip().endswith(")") for line in loop)
     assert "AllocWorkspace" not in text
 
