@@ -207,22 +207,19 @@ def bars(results: dict[str, Any], models: Sequence[str]) -> bool:
 
 
 def write_readme(text: str, name: str) -> None:
-    """Replace what stands between the markers of a run in README.md.
+    """Replace the table of a run in README.md. Raises `LookupError` where it has none."""
+    found = around(name)
+    if found is None:
+        raise LookupError(f"README.md has no table of {name}")
+    README.write_text(f"{found[0]}\n{text}\n{found[1]}")
 
-    Raises `LookupError` where they are missing.
-    """
-    before, after = around(name)
-    README.write_text(f"{before}\n{text}\n{after}")
 
-
-def around(name: str) -> tuple[str, str]:
-    """README.md up to the table of a run, and from its end on. Raises `LookupError` without one."""
+def around(name: str) -> tuple[str, str] | None:
+    """README.md up to the table of a run, and from its end on; None where it has no such table."""
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     before, found, rest = README.read_text().partition(begin)
     _, ended, after = rest.partition(end)
-    if not (found and ended):
-        raise LookupError(f"README.md lacks {begin} or {end}")
-    return before + begin, end + after
+    return (before + begin, end + after) if found and ended else None
 
 
 def run(
@@ -272,11 +269,9 @@ def main() -> None:
         return
     stem = on_this_kind(f"batch{given.batch}{'-all' if slow_peers else ''}")
     file = RESULTS / f"{stem}.json"
-    if given.write_readme:
-        try:
-            around(f"bench {stem}")
-        except LookupError as error:  # before hours of measuring, not after
-            parser.error(str(error))
+    table = around(f"bench {stem}")
+    if given.write_readme and table is None:
+        print(f"README.md has no table of {stem}: its rows go to {file.relative_to(ROOT)} alone")
 
     names = chosen(parser, given.models)
     lost = run(names, given.rounds, given.threads, given.batch, slow_peers, file)
@@ -287,7 +282,7 @@ def main() -> None:
     print(f"\n{text}\n")
     held = bars(results, names if slow_peers else MODELS) and not lost
     plot(results, PLOTS / f"speed_{stem}.svg")
-    if given.write_readme:
+    if given.write_readme and table is not None:
         write_readme(text, f"bench {stem}")
     raise SystemExit(0 if held else 1)
 
