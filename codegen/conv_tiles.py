@@ -151,7 +151,7 @@ def window_shape(x: Sequence[int], window: Sequence[int], attrs: Mapping[str, An
 
 # Fraction of its peak that a core reaches in a tile (rows, vectors of channels), on shapes the tile
 # divides, with 16 registers and with 32.
-# What limits: latency below 8 accumulators, loads below 4 rows, registers above 16 vectors.
+# What limits: latency below 8 accumulators, loads below 4 rows, registers above their number.
 _SIXTEEN = {
     (6, 2): 0.99, (5, 2): 0.98, (4, 3): 0.97, (3, 3): 0.94, (4, 2): 0.92, (2, 4): 0.93,
     (2, 5): 0.95, (3, 2): 0.75, (2, 3): 0.75, (2, 2): 0.52, (1, 8): 0.5, (1, 4): 0.48,

@@ -29,7 +29,7 @@ class Core:
     far_bytes: int
 
 
-# Measured on AMD Milan and on Intel Cascade Lake.
+# Fitted to AMD Milan, where the last-level cache keeps up, and to Intel Cascade Lake.
 AVX2: Final = Core(lanes=8, registers=16, most_rows=7, line_cycles=0.0, far_bytes=64)
 AVX512: Final = Core(lanes=16, registers=32, most_rows=12, line_cycles=0.25, far_bytes=9)
 CORES: Final = {core.lanes: core for core in (AVX2, AVX512)}

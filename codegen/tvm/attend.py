@@ -24,14 +24,12 @@ from plait.codegen.tvm.blocks import (
     MINUS_INFINITY,
     SQUARE,
     ZERO,
-    across,
     bounded,
     scratch,
     transpose8,
-    unrolled,
     weight,
 )
-from plait.codegen.tvm.loops import LEAST, along, loop, put, sequence
+from plait.codegen.tvm.loops import LEAST, across, along, loop, put, sequence, unrolled
 from plait.codegen.tvm.operands import Operands
 from plait.codegen.tvm.scalars import const
 from plait.codegen.tvm.weigh import ProductTile

@@ -7,8 +7,7 @@ from typing import Any
 
 from tvm import tirx
 
-from plait.codegen.core import simd
-from plait.codegen.tvm.loops import LEAST, loop, sequence, vector
+from plait.codegen.tvm.loops import LEAST
 from plait.codegen.tvm.lower import lower
 from plait.codegen.tvm.scalars import const
 from plait.ir import approx
@@ -26,18 +25,6 @@ SQUARE = LEAST  # rows and columns of what `transpose8` turns
 def scratch(size: int, name: str) -> Any:
     """A float32 buffer of the kernel's own: below 4 KiB on the stack or in registers."""
     return tirx.decl_buffer((size,), "float32", name=name)
-
-
-def unrolled(extent: int, body: Callable[[PrimExpr], Stmt]) -> Stmt:
-    """A loop that TVM unrolls after its own passes, which then see little code."""
-    return loop(extent, body, tirx.ForKind.UNROLLED, "u")
-
-
-def across(width: int, body: Callable[[PrimExpr], Stmt]) -> Stmt:
-    """`body` at 0..width-1 in vectors, unrolled; `width` is a multiple of `SQUARE`."""
-    whole, rest = divmod(width, simd())
-    stmts = [unrolled(whole, lambda u: vector(lambda v: body(u * simd() + v)))] if whole else []
-    return sequence(stmts + ([vector(lambda v: body(whole * simd() + v), rest)] if rest else []))
 
 
 def polynomial(name: str, x: PrimExpr) -> PrimExpr:

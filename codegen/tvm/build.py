@@ -8,6 +8,7 @@ wrapper, which takes 12 ms more to compile and which a module can call from one 
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -155,12 +156,15 @@ def _build(functions: Mapping[str, Any], target: CpuTarget, opt_level: int = 3) 
         return tirx.build(module, target=tvm_target(target, opt_level), pipeline=_PIPELINE)
 
 
+def buffer_bytes(buffer: Any) -> int:
+    """Bytes of a buffer of constant size."""
+    size: int = tvm.DataType(str(buffer.dtype)).itemsize
+    return size * math.prod(int(extent) for extent in buffer.shape)
+
+
 def _on_stack(alloc: Any) -> Any:
     """TVM itself keeps buffers below 1 KiB on the stack; an annotation keeps others there."""
-    size = tvm.DataType(str(alloc.buffer.dtype)).itemsize
-    for extent in alloc.buffer.shape:
-        size *= int(extent)
-    if size >= STACK_BYTES:
+    if buffer_bytes(alloc.buffer) >= STACK_BYTES:
         return alloc
     kept = {"disable_lower_builtin": tirx.const(1, "bool")}
     return tirx.AllocBuffer(alloc.buffer, {**alloc.annotations, **kept})

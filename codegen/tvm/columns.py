@@ -47,7 +47,7 @@ class Columns(Phases):
     def lanes(self, stmt: Callable[[PrimExpr], Stmt]) -> Stmt:
         if self.width == 1:
             return stmt(const(0, "int32"))
-        return sequence(across(self.width, stmt))
+        return across(self.width, stmt)
 
     def over(self, stmt: Callable[[list[PrimExpr], PrimExpr], Stmt]) -> Stmt:
         return loop(

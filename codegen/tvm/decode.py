@@ -15,14 +15,12 @@ from plait.codegen.tvm.blocks import (
     MINUS_INFINITY,
     SQUARE,
     ZERO,
-    across,
     bounded,
     scratch,
     transpose8,
-    unrolled,
     weight,
 )
-from plait.codegen.tvm.loops import along, loop, put
+from plait.codegen.tvm.loops import across, along, loop, put, unrolled
 from plait.codegen.tvm.operands import Operands
 from plait.codegen.tvm.scalars import const
 

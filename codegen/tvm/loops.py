@@ -180,11 +180,18 @@ def vectors(count: int, stmt: Callable[[int, PrimExpr], Stmt]) -> list[Stmt]:
     return [vector(partial(stmt, u)) for u in range(count)]
 
 
-def across(width: int, stmt: Callable[[PrimExpr], Stmt]) -> list[Stmt]:
-    """`stmt` at 0..width-1 in vectors, one after the other; `width` is a multiple of `LEAST`."""
+def unrolled(extent: int, body: Callable[[PrimExpr], Stmt]) -> Stmt:
+    """A loop that TVM unrolls after its own passes, which then see little code."""
+    return loop(extent, body, tirx.ForKind.UNROLLED, "u")
+
+
+def across(width: int, stmt: Callable[[PrimExpr], Stmt]) -> Stmt:
+    """`stmt` at 0..width-1 in vectors, unrolled; `width` is a multiple of `LEAST`."""
     whole, rest = divmod(width, simd())
-    made = vectors(whole, lambda u, v: stmt(u * simd() + v))
-    return made + ([vector(lambda v: stmt(whole * simd() + v), rest)] if rest else [])
+    return sequence([
+        unrolled(whole, lambda u: vector(lambda v: stmt(u * simd() + v))) if whole else None,
+        vector(lambda v: stmt(whole * simd() + v), rest) if rest else None,
+    ])  # fmt: skip
 
 
 def along(extent: int, stmt: Callable[[PrimExpr], Stmt]) -> Stmt:

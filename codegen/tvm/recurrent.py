@@ -30,10 +30,10 @@ from plait.codegen.tiles import (
     step_cycles,
 )
 from plait.codegen.tvm.access import Access, flat_reads, source_input
-from plait.codegen.tvm.blocks import ZERO, bounded, scratch, unrolled
+from plait.codegen.tvm.blocks import ZERO, bounded, scratch
 from plait.codegen.tvm.cells import CELLS, Unit
 from plait.codegen.tvm.generic import anchor_of
-from plait.codegen.tvm.loops import Parameters, along, loop, put, sequence, vectors
+from plait.codegen.tvm.loops import Parameters, along, loop, put, sequence, unrolled, vectors
 from plait.codegen.tvm.meeting import Meeting
 from plait.codegen.tvm.scalars import const
 from plait.ir.graph import Graph

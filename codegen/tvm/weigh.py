@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from tvm import tirx
 
-from plait.codegen.tvm.blocks import ZERO, across, scratch, unrolled
-from plait.codegen.tvm.loops import loop, put
+from plait.codegen.tvm.blocks import ZERO, scratch
+from plait.codegen.tvm.loops import across, loop, put, unrolled
 from plait.codegen.tvm.scalars import const
 
 if TYPE_CHECKING:

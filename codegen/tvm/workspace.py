@@ -9,7 +9,14 @@ import tvm
 from tvm import tirx
 
 from plait.codegen.plan import align
-from plait.codegen.tvm.build import FLAT, STACK_BYTES, host_target, pass_context, tvm_target
+from plait.codegen.tvm.build import (
+    FLAT,
+    STACK_BYTES,
+    buffer_bytes,
+    host_target,
+    pass_context,
+    tvm_target,
+)
 
 Stmt = Any
 POOL_BYTES = 4096  # what TVM's pools round a buffer up to
@@ -74,7 +81,5 @@ def _parts(stmt: Stmt) -> list[Stmt]:
 
 def _nbytes(buffer: Any) -> int:
     """Bytes of a buffer in the pools, 0 for one on the stack."""
-    size = tvm.DataType(str(buffer.dtype)).itemsize
-    for extent in buffer.shape:
-        size *= int(extent)
+    size = buffer_bytes(buffer)
     return align(size, POOL_BYTES) if size >= STACK_BYTES else 0
