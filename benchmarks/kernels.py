@@ -5,8 +5,8 @@
 Prints GFLOP/s for each number of threads: the best of many runs of the kernel alone, float32, with
 a bias and a relu fused in; data is channels-last and warm.  NAME selects shapes that contain it.
 
-With `--bars` large products and convolutions are held to the machine's peak, that of numpy's
-product, measured just before each: one thread to 90 % of it, two to 1.8 times one, filtered
+With `--bars` large products and convolutions are held to the machine's peak, that of multiply-adds
+in registers, measured just before each: one thread to 90 % of it, two to 1.8 times one, filtered
 convolutions to more than the peak.  The exit code is 1 if one is missed.
 """
 

@@ -1,31 +1,30 @@
 """What a machine can do at most: arithmetic in float32 and bandwidth of memory, measured.
 
-The arithmetic peak is that of numpy's matrix product, the bandwidth that of copying arrays larger
-than most caches.  Both use a given number of threads, each with work of its own.  How many threads
-numpy's product starts is settled when numpy is loaded, so this module is also a program: it runs in
-a process whose products are told to use one thread, and prints its findings as JSON.
+The arithmetic peak is that of multiply-adds whose operands stay in registers, in the longest
+vectors of the CPU; the bandwidth that of copying arrays larger than most caches.  Both use a given
+number of threads, each with work of its own.
 """
 
 from __future__ import annotations
 
-import json
+import ctypes
+import mmap
 import os
-import subprocess
-import sys
+import platform
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from threading import Barrier
 
 import numpy as np
 
-SIDE = 256  # of the square matrices: long enough for a clock, short enough for a busy machine
+from plait.codegen.cpu import host_core, host_features
+from plait.ir.errors import EnvironmentProblem
+
+ROUNDS = 100_000  # of multiply-adds, one in each accumulator: long enough for a clock
 COPIED_BYTES = 64 << 20  # by all threads together, to as much memory again
-TRIES_OF_PRODUCT, TRIES_OF_COPY = 200, 16
-TIMEOUT_SECONDS = 60
-# How the libraries that numpy may be built on are told their number of threads.
-_LIMITS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "OMP_NUM_THREADS")
+TRIES_OF_ARITHMETIC, TRIES_OF_COPY = 50, 16
 
 
 @dataclass(frozen=True)
@@ -42,47 +41,86 @@ class Ceilings:
 
 
 def measure_ceilings(threads: int) -> Ceilings:
-    """Measure in a process of its own, for about a second.
+    """Measure, for about half a second.
 
-    Raises `EnvironmentProblem` if that process fails.
+    Raises `EnvironmentProblem` on a CPU without fused multiply-adds in vectors, and where a process
+    may not make code.
     """
-    from plait.ir.errors import EnvironmentProblem
-
-    # -P: the folder of this file holds modules whose names are also those of the standard library.
-    command = [sys.executable, "-P", __file__, str(threads)]
-    paths = os.pathsep.join(path for path in sys.path if path)
-    environment = {**os.environ, **dict.fromkeys(_LIMITS, "1"), "PYTHONPATH": paths}
-    try:
-        done = subprocess.run(
-            command,
-            env=environment,
-            check=True,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_SECONDS,
-        )
-        return Ceilings(**json.loads(done.stdout))
-    except (OSError, subprocess.SubprocessError, ValueError, TypeError) as error:
-        said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-        message = f"measuring it failed: {said[-1] if said else type(error).__name__}"
-        raise EnvironmentProblem(
-            what="what this machine can do at most", message=message
-        ) from error
+    return Ceilings(_flops(threads), _copied_bytes(threads), threads)
 
 
-def measure_here(threads: int) -> Ceilings:
-    """Measure in this process, whose matrix products must be limited to one thread each."""
-    matrices = [np.ones((3, SIDE, SIDE), np.float32) for _ in range(threads)]
+def _flops(threads: int) -> float:
+    """Float32 operations a second; a multiply-add is two."""
+    core = host_core()
+    run = _function(multiply_adds(core.lanes, core.registers))
+    seconds = _shortest(lambda _: run(ROUNDS), TRIES_OF_ARITHMETIC, threads)
+    return 2 * core.lanes * accumulators(core.registers) * ROUNDS * threads / seconds
+
+
+def _copied_bytes(threads: int) -> float:
+    """Bytes read and bytes written a second."""
     size = COPIED_BYTES // threads
     pairs = [(np.zeros(size, np.uint8), np.ones(size, np.uint8)) for _ in range(threads)]
+    seconds = _shortest(lambda k: np.copyto(*pairs[k]), TRIES_OF_COPY, threads)
+    return 2 * size * threads / seconds
 
-    def multiply(k: int) -> None:
-        left, right, out = matrices[k]
-        np.matmul(left, right, out=out)
 
-    product = _shortest(multiply, TRIES_OF_PRODUCT, threads)
-    copy = _shortest(lambda k: np.copyto(*pairs[k]), TRIES_OF_COPY, threads)
-    return Ceilings(2 * SIDE**3 * threads / product, 2 * size * threads / copy, threads)
+def accumulators(registers: int) -> int:
+    """Sums that do not wait for each other: two units of four or five cycles need ten."""
+    return 3 * registers // 4
+
+
+def multiply_adds(lanes: int, registers: int) -> bytes:
+    """Machine code of `void run(int64_t rounds)`, x86-64: each round adds to every accumulator.
+
+    The operand is 0 and so is every sum, since numbers that are not normal may take longer.
+    """
+    operand, sums = registers - 1, range(accumulators(registers))
+    zero = b"".join(_instruction(1, 0xEF, k, k, lanes) for k in (*sums, operand))  # vpxor
+    body = b"".join(_instruction(2, 0xB8, k, operand, lanes) for k in sums)  # vfmadd231ps
+    body += bytes((0x48, 0xFF, 0xCF))  # dec rdi
+    back = -(len(body) + 6)
+    again = bytes((0x0F, 0x85)) + back.to_bytes(4, "little", signed=True)  # jnz
+    return zero + body + again + bytes((0xC5, 0xF8, 0x77, 0xC3))  # vzeroupper, ret
+
+
+def _instruction(table: int, opcode: int, result: int, operand: int, lanes: int) -> bytes:
+    """One instruction of vectors, `result` by `operand` and `operand`, all in registers.
+
+    Encoded as the manuals of the architecture say (Intel, volume 2, "VEX" and "EVEX"): the upper
+    bits of the registers' numbers are stored inverted.
+    """
+    high = [~(number >> bit) & 1 for number in (result, operand) for bit in (3, 4)]
+    r, r16, b, x = high
+    third, modrm = (~operand & 15) << 3, 0xC0 | (result & 7) << 3 | operand & 7
+    if lanes == 16:
+        first = r << 7 | x << 6 | b << 5 | r16 << 4 | table
+        return bytes((0x62, first, third | 0b101, 0x40 | x << 3, opcode, modrm))
+    return bytes((0xC4, r << 7 | 1 << 6 | b << 5 | table, third | 0b101, opcode, modrm))
+
+
+def _function(code: bytes) -> Callable[[int], None]:
+    """Machine code as a function of an integer, which other threads run beside it."""
+    if platform.machine() != "x86_64" or not {"avx2", "fma"} <= host_features():
+        raise _unmeasured("the CPU has no AVX2 with fused multiply-adds")
+    try:
+        memory = mmap.mmap(-1, len(code), prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    except OSError as error:
+        raise _unmeasured(f"no memory for code: {error.strerror}") from error
+    memory.write(code)
+    first = ctypes.c_char.from_buffer(memory)
+    call = ctypes.CFUNCTYPE(None, ctypes.c_int64)(ctypes.addressof(first))
+
+    def run(rounds: int, _memory: object = first) -> None:
+        call(rounds)
+
+    return run
+
+
+def _unmeasured(why: str) -> EnvironmentProblem:
+    return EnvironmentProblem(
+        what="what this machine can do at most", message=f"measuring it failed: {why}"
+    )
 
 
 def _shortest(work: Callable[[int], object], tries: int, threads: int) -> float:
@@ -107,7 +145,3 @@ def _shortest(work: Callable[[int], object], tries: int, threads: int) -> float:
     with ThreadPoolExecutor(threads) as pool:
         spans = np.array(list(pool.map(run, range(threads))))  # [threads, tries, 2]
     return float((spans[:, :, 1].max(axis=0) - spans[:, :, 0].min(axis=0)).min())
-
-
-if __name__ == "__main__":
-    print(json.dumps(asdict(measure_here(int(sys.argv[1])))))

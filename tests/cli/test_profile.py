@@ -79,7 +79,7 @@ def test_table(profiled_artifact: Path, capsys: Capture) -> None:
     assert cli.main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "profiled: 3 rounds, 1 thread"
-    assert "100.0 GFLOP/s (matrix product), 10.0 GB/s (copy), measured with 1 thread" in lines[3]
+    assert "100.0 GFLOP/s (multiply-adds), 10.0 GB/s (copy), measured with 1 thread" in lines[3]
     (loop,) = (line.split() for line in lines if line.startswith(" add "))
     assert loop[5] == "-" and loop[-1] == "model.py:9"
     assert any("model.py:1 and 1 more" in line for line in lines)

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 from plait.codegen.plan import Call
-from plait.ir.errors import ArtifactError, EnvironmentProblem, PlanError
-from plait.runtime import ceilings as machine
+from plait.ir.errors import ArtifactError, PlanError
 from plait.runtime.artifact import Artifact, Contents, TargetCode, write_artifact
-from plait.runtime.ceilings import Ceilings, measure_ceilings
+from plait.runtime.ceilings import Ceilings
 from plait.runtime.profile import (
     Profile,
     Step,
@@ -142,18 +141,6 @@ def test_artifacts_whose_graph_is_of_no_use(
         with pytest.raises(ArtifactError, match=message) as caught:
             artifact_steps(Artifact.open(path))
         assert caught.value.exit_code == 5
-
-
-def test_ceilings_are_measured_with_the_threads_asked_for() -> None:
-    found = measure_ceilings(2)
-    assert found.threads == 2
-    assert found.flops_per_second > 1e8 and found.bytes_per_second > 1e7
-
-
-def test_a_failure_to_measure_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine.sys, "executable", "/bin/false")
-    with pytest.raises(EnvironmentProblem, match="measuring it failed"):
-        measure_ceilings(1)
 
 
 def test_the_trace_nests_steps_in_rounds() -> None:

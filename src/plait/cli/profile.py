@@ -127,7 +127,7 @@ def _draw(where: Console, data: dict[str, Any]) -> None:
         (f"its {data['steps']} steps", f"{steps}, called one by one"),
         (
             "ceilings",
-            f"{peak:.1f} GFLOP/s (matrix product), {bandwidth:.1f} GB/s (copy), "
+            f"{peak:.1f} GFLOP/s (multiply-adds), {bandwidth:.1f} GB/s (copy), "
             f"measured with {threads}",
         ),
     ]:
