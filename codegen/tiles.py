@@ -17,6 +17,9 @@ MOST_VECTORS = 8  # of a row: chains of multiply-adds that fill both ports
 FMA_LATENCY = 4  # cycles from an FMA's operand to its result
 LOOP_CYCLES = 0.5  # loop overhead of one step
 TILE_CYCLES = 40  # around a tile's reduction: zeroing, epilogue, write-back
+PART_CYCLES = 60  # between two parts of it: sums out and in again
+LEAST_PART = 256  # steps of a part
+MOST_PARTS = 16
 ORDER = 1.02  # what the worse order of loops is taken to cost
 # Factors of time when rows of A are read again for every panel of B: from the last-level cache, or
 # from memory; and when all panels are, for every tile of rows.
@@ -46,6 +49,7 @@ class Tile:
     chunks: pieces that rows are cut into for even shares of threads (if the kernel packs B).
     parallel: whether the outer loop is shared among threads.
     blocks: blocks of rows, one after the other; a panel passes by the rows of a block (outer "n").
+    depth: parts of the reduction, each for all rows of a block before the next (outer "n").
     """
 
     mr: int
@@ -54,6 +58,7 @@ class Tile:
     chunks: int = 1
     parallel: bool = True
     blocks: int = 1
+    depth: int = 1
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -79,12 +84,15 @@ def step_cycles(mr: int, nv: int) -> float:
     return busiest + nv * core().line_cycles + LOOP_CYCLES
 
 
-def gemm_cycles(shape: GemmShape, mr: int, nr: int, threads: int, blocks: int = 1) -> float:
+def gemm_cycles(
+    shape: GemmShape, mr: int, nr: int, threads: int, blocks: int = 1, depth: int = 1
+) -> float:
     """Cycles of the busiest thread when a product is cut into `mr` by `nr` tiles."""
-    step = step_cycles(mr, nr // simd())
+    step = step_cycles(mr, nr // simd()) * _deep(4 * nr * shape.k // depth)
     row_tiles = ceil_div(ceil_div(shape.m, mr), blocks) * blocks
     panels = shape.batch * ceil_div(shape.n, nr)
-    computing = ceil_div(row_tiles * panels, threads) * (shape.k * step + TILE_CYCLES)
+    around = TILE_CYCLES + (depth - 1) * PART_CYCLES
+    computing = ceil_div(row_tiles * panels, threads) * (shape.k * step + around)
     reading = 4 * shape.k * nr * ceil_div(panels, threads) / core().far_bytes
     return max(computing, reading)
 
@@ -101,10 +109,10 @@ def gemm_tiles(shape: GemmShape, threads: int, packed: bool = True) -> list[tupl
     for mr, nr in tiles:
         panels = shape.batch * ceil_div(shape.n, nr)
         uneven = panels % threads != 0 and panels < 8 * threads
-        for outer, blocks in _orders(shape, mr, packed):
-            cycles = gemm_cycles(shape, mr, nr, threads, blocks)
-            tile = Tile(mr, nr, outer, threads if uneven else 1, threads > 1, blocks)
-            found.append((cycles * _again(shape, tile, cycles), tile))
+        for outer, blocks, depth in _orders(shape, mr, nr, packed):
+            cycles = gemm_cycles(shape, mr, nr, threads, blocks, depth)
+            tile = Tile(mr, nr, outer, threads if uneven else 1, threads > 1, blocks, depth)
+            found.append((cycles * _again(shape, tile, cycles, threads), tile))
     return sorted(found, key=lambda c: (c[0], -c[1].mr * c[1].nr, c[1].mr))
 
 
@@ -119,15 +127,31 @@ def block_count(tiles: int, least: int) -> int:
     return min(near, key=lambda count: (ceil_div(tiles, count) * count, count))
 
 
-def _orders(shape: GemmShape, mr: int, packed: bool) -> list[tuple[Literal["m", "n"], int]]:
-    """Outer loops with the numbers of blocks of rows worth trying."""
+def _orders(
+    shape: GemmShape, mr: int, nr: int, packed: bool
+) -> list[tuple[Literal["m", "n"], int, int]]:
+    """Outer loops, with the numbers of blocks of rows and of parts of the sum worth trying."""
     tiles, size = ceil_div(shape.m, mr), 4 * shape.m * shape.k
     sizes = (L2_BYTES // 2, 4 * L2_BYTES) if packed else ()
-    counts = {1, *(block_count(tiles, ceil_div(size, part)) for part in sizes)}
-    return [*(("n", count) for count in sorted(counts)), ("m", 1)]
+    counts = sorted({1, *(block_count(tiles, ceil_div(size, part)) for part in sizes)})
+    depths = {1, _depth(shape.k, nr)} if packed and tiles > 1 else {1}
+    return [*(("n", count, depth) for count in counts for depth in sorted(depths)), ("m", 1, 1)]
 
 
-def _again(shape: GemmShape, tile: Tile, cycles: float) -> float:
+def _depth(k: int, nr: int) -> int:
+    """The fewest equal parts of a sum whose part of a panel is no more than a third of L2; 1 if
+    there are none."""
+    deep = (depth for depth in range(1, min(k // LEAST_PART, MOST_PARTS) + 1)
+            if k % depth == 0 and 12 * (k // depth) * nr <= L2_BYTES)  # fmt: skip
+    return next(deep, 1)
+
+
+def _deep(size: int) -> float:
+    """The factor of time for panels of `size` bytes: L2 also holds rows, and the next panel."""
+    return 1 + core().deep * max(0.0, size / L2_BYTES - 1 / 3)
+
+
+def _again(shape: GemmShape, tile: Tile, cycles: float, threads: int) -> float:
     """The factor for what is read again and again, a block of rows or all panels."""
     if tile.outer == "m":
         size = 4 * shape.k * shape.n
@@ -137,7 +161,22 @@ def _again(shape: GemmShape, tile: Tile, cycles: float) -> float:
     near, far = ROWS_AGAIN
     local = size <= L2_BYTES // 2 or shape.n <= tile.nr
     place = 1.0 if local else near if size <= SHARED_BYTES else far
-    return place + (2 / rows if tile.blocks > 1 else 0.0)
+    return (
+        place
+        + _waiting(shape, tile, threads, local) / cycles
+        + (2 / rows if tile.blocks > 1 else 0.0)
+    )
+
+
+def _waiting(shape: GemmShape, tile: Tile, threads: int, local: bool) -> float:
+    """Cycles in which the last-level cache is waited for: rows of A that all panels read again,
+    unless a block of them is `local` to L2, and panels that each block after the first does."""
+    panels = ceil_div(shape.batch * ceil_div(shape.n, tile.nr), threads)
+    rows = 0.0 if local else 4.0 * shape.m * shape.k * panels
+    if 4 * shape.k * ceil_div(shape.m, tile.blocks) <= 2 * L2_BYTES:
+        rows /= 4  # most of them stay
+    again = 4 * shape.k * tile.nr * panels * (tile.blocks - 1) / 2
+    return core().exposed * (rows + again) / core().far_bytes
 
 
 def lateness(rows: int) -> float:

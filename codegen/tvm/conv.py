@@ -13,22 +13,13 @@ from typing import Any
 from tvm import tirx
 
 from plait.codegen.conv_tiles import ConvShape, ConvTile, conv_tiles, rows_worth_cutting
-from plait.codegen.core import simd
 from plait.codegen.schedule import Schedule
 from plait.codegen.target import Candidate, Template
 from plait.codegen.tiles import ceil_div
 from plait.codegen.tvm.access import source_input
-from plait.codegen.tvm.image import (
-    UNROLLED,
-    ZERO,
-    Image,
-    Ports,
-    Windowed,
-    lanes_of,
-    vectorized,
-)
+from plait.codegen.tvm.image import ZERO, Image, Ports, Windowed
 from plait.codegen.tvm.loops import Ahead, Memory, apart, loop, sequence
-from plait.codegen.tvm.scalars import const
+from plait.codegen.tvm.register_tile import LastPanel, RegisterTile
 from plait.ir.graph import Graph
 from plait.passes.select import Selection
 
@@ -59,10 +50,8 @@ class ConvNest:
         self.at = windowed.at
         weight = source_input(windowed.body, windowed.node.operands[1])
         self.weight = self.ports.inputs[weight].buffer
-        self.vectors = lanes_of(tile.nr)
         self.ahead = Ahead(self.weight, self.shape.groups * self.panels, self.shape.taps, tile.nr,
                            self.tiles)  # fmt: skip
-        self.acc: Any = None
 
     def build(self) -> Any:
         """The PrimFunc over flat buffers: inputs, then the output."""
@@ -81,28 +70,12 @@ class ConvNest:
         else:
             panel, at = tirx.floormod(item, panels), tirx.floordiv(item, panels)
         first = self.begin + at * self.tile.mr
-        self.acc = tirx.decl_buffer((self.tile.mr * self.tile.nr,), "float32", name="acc")
-        zero = const(0.0, "float32")
+        sums = RegisterTile(self.tile.mr, self.tile.nr)
         return sequence([
-            tirx.AllocBuffer(self.acc),
-            self._each(lambda cell, m, lane: tirx.BufferStore(self.acc, zero, [cell])),
-            self._sum(panel, at, first),
-            *self._finish(panel, first),
+            *sums.clear(), self._sum(sums, panel, at, first), *self._finish(sums, panel, first),
         ])  # fmt: skip
 
-    def _each(self, stmt: Any) -> Stmt:
-        """`stmt(cell, row, lane)` for every accumulator of the tile."""
-        nr = self.tile.nr
-
-        def row(m: PrimExpr) -> Stmt:
-            return sequence([
-                vectorized(lanes, lambda q, k=k: stmt(m * nr + k + q, m, k + q))
-                for k, lanes in self.vectors
-            ])  # fmt: skip
-
-        return loop(self.tile.mr, row, UNROLLED, "m")
-
-    def _sum(self, panel: PrimExpr, tile: PrimExpr, first: PrimExpr) -> Stmt:
+    def _sum(self, sums: RegisterTile, panel: PrimExpr, tile: PrimExpr, first: PrimExpr) -> Stmt:
         """Add all taps; rows beyond the last position repeat it, so that nothing is tested."""
         window, inputs, nr = self.window, self.shape.inputs, self.tile.nr
         asks = self.tile.order == "oc" and self.ahead.worthwhile
@@ -116,12 +89,11 @@ class ConvNest:
             number = (r * window.kw + s) * inputs + c
             at = (panel * self.shape.taps + number) * nr
 
-            def add(cell: PrimExpr, m: PrimExpr, lane: PrimExpr) -> Stmt:
-                term = self.image.buffer[self.image.at(row(m)) + tap] * self.weight[at + lane]
-                return tirx.BufferStore(self.acc, self.acc[cell] + term, [cell])
+            def term(m: PrimExpr, lane: PrimExpr) -> PrimExpr:
+                return self.image.buffer[self.image.at(row(m)) + tap] * self.weight[at + lane]
 
             ask = self.ahead.ask(panel, tile, number) if asks else None
-            return sequence([ask, self._each(add)])
+            return sequence([ask, sums.add(term)])
 
         def columns(r: PrimExpr) -> Stmt:
             return loop(window.kw, lambda s: loop(inputs, lambda c: step(r, s, c), None, "ic"),
@@ -153,63 +125,26 @@ class ConvNest:
         high = tirx.floordiv(window.h - 1 + top - tirx.floordiv(first, window.ow) * step, gap) + 1
         return tirx.max(low, 0), tirx.min(high, window.kh)
 
-    def _finish(self, panel: PrimExpr, first: PrimExpr) -> list[Stmt]:
-        """Write the tile through the epilogue.
-
-        A heavy epilogue is a loop over vectors, which reads a copy: registers have no index.
-        """
-        tile, shape = self.tile, self.shape
-        full = shape.outputs % tile.nr == 0
-        if not self.ports.heavy:
-            return [loop(tile.mr, lambda m: self._rest(panel, first, m), UNROLLED, "m")]
-        stage = tirx.decl_buffer((tile.mr * tile.nr,), "float32", name="stage")
-        acc, self.acc = self.acc, stage
-        copy = self._each(lambda cell, m, lane: tirx.BufferStore(stage, acc[cell], [cell]))
-        if full and tile.nr % simd() == 0:
-            vectors = tile.nr // simd()
-
-            def one(k: PrimExpr) -> Stmt:
-                m, v = tirx.floordiv(k, vectors), tirx.floormod(k, vectors)
-                return self._if_row(first + m, self._vector(panel, first, m, v * simd(), simd()))
-
-            body = loop(tile.mr * vectors, one, None, "k")
-        else:
-            body = loop(tile.mr, lambda m: self._rest(panel, first, m), None, "m")
-        return [tirx.AllocBuffer(stage), copy, body]
-
-    def _if_row(self, position: PrimExpr, stmt: Stmt) -> Stmt:
-        if not self.ragged:
-            return stmt
-        return tirx.IfThenElse(position < self.begin + self.count, stmt, None)
-
-    def _vector(
-        self, panel: PrimExpr, first: PrimExpr, m: PrimExpr, k: PrimExpr, lanes: int
-    ) -> Stmt:
-        """Finish `lanes` neighbouring channels of one row, from lane `k` of the panel."""
-        return vectorized(lanes, lambda q: self._element(panel, first, m, k + q))
-
-    def _element(self, panel: PrimExpr, first: PrimExpr, m: PrimExpr, lane: PrimExpr) -> Stmt:
-        if self.shape.groups == 1:
-            channel = panel * self.tile.nr + lane
-        else:
-            group, at = tirx.floordiv(panel, self.panels), tirx.floormod(panel, self.panels)
-            channel = group * self.shape.outputs + at * self.tile.nr + lane
-        total = self.acc[m * self.tile.nr + lane]
-        return self.ports.store(total, self.at(first + m, channel))
-
-    def _rest(self, panel: PrimExpr, first: PrimExpr, m: PrimExpr) -> Stmt:
-        """Finish one row; the last panel of a group may hold fewer channels than lanes."""
+    def _finish(self, sums: RegisterTile, panel: PrimExpr, first: PrimExpr) -> list[Stmt]:
+        """Write the tile through the epilogue."""
         present = self.shape.outputs - (self.panels - 1) * self.tile.nr
-        whole = tirx.floormod(panel, self.panels) < self.panels - 1
-        stmts: list[Stmt] = []
-        for k, lanes in self.vectors:
-            stmt = self._vector(panel, first, m, const(k, "int32"), lanes)
-            left = min(present - k, lanes)
-            if left < lanes:
-                tail = self._vector(panel, first, m, const(k, "int32"), left) if left > 0 else None
-                stmt = tail if self.panels == 1 else tirx.IfThenElse(whole, stmt, tail)
-            stmts.append(stmt)
-        return self._if_row(first + m, sequence(stmts))
+        full = None if self.panels == 1 else tirx.floormod(panel, self.panels) < self.panels - 1
+        last = LastPanel(present, full) if present < self.tile.nr else None
+
+        def exists(m: PrimExpr) -> PrimExpr:
+            return first + m < self.begin + self.count
+
+        def store(total: PrimExpr, m: PrimExpr, lane: PrimExpr) -> Stmt:
+            return self.ports.store(total, self.at(first + m, self._channel(panel, lane)))
+
+        return sums.finish(store, self.ports.heavy, exists if self.ragged else None, last)
+
+    def _channel(self, panel: PrimExpr, lane: PrimExpr) -> PrimExpr:
+        """The output channel of a lane of a panel."""
+        if self.shape.groups == 1:
+            return panel * self.tile.nr + lane
+        group, at = tirx.floordiv(panel, self.panels), tirx.floormod(panel, self.panels)
+        return group * self.shape.outputs + at * self.tile.nr + lane
 
 
 def space(body: Graph, constant: tuple[bool, ...], threads: int) -> list[Candidate]:

@@ -11,14 +11,12 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
-import tvm_ffi
 from tvm import tirx
 
 from plait.codegen.conv_tiles import WindowShape, window_shape
-from plait.codegen.core import simd
 from plait.codegen.tvm.access import Access, flat_reads
-from plait.codegen.tvm.gemm import HEAVY_EPILOGUE
 from plait.codegen.tvm.loops import Memory, Parameters, along, loop, sequence
+from plait.codegen.tvm.register_tile import is_heavy
 from plait.codegen.tvm.scalars import const
 from plait.ir import op as ops
 from plait.ir import types as t
@@ -30,7 +28,6 @@ from plait.passes.fuse import anchors
 PrimExpr = Any
 Stmt = Any
 ZERO = const(0, "int32")
-UNROLLED, VECTORIZED = tirx.ForKind.UNROLLED, tirx.ForKind.VECTORIZED
 
 
 @dataclass(frozen=True)
@@ -152,16 +149,6 @@ class Windowed:
         return ops.has_trait(node.op, "elementwise") and all(inner)
 
 
-def lanes_of(width: int) -> list[tuple[int, int]]:
-    """(first, lanes) of the vectors that make up `width` neighbours."""
-    return [(k, min(simd(), width - k)) for k in range(0, width, simd())]
-
-
-def vectorized(lanes: int, stmt: Any) -> Stmt:
-    """`stmt` at 0..lanes-1 in one vector."""
-    return stmt(ZERO) if lanes == 1 else loop(lanes, stmt, VECTORIZED, "q")
-
-
 class Ports:
     """The flat parameters of a windowed kernel, and its epilogue."""
 
@@ -195,10 +182,7 @@ class Ports:
     def heavy(self) -> bool:
         """Whether the epilogue is too much code to repeat for every vector of a tile."""
         index = self.windowed.index(*(tirx.Var(v, "int32") for v in "bcij"))
-        nodes: list[Any] = []
-        probe = self.finished(tirx.Var("total", "float32"), index)
-        tvm_ffi.structural_walk(probe, (tirx.Expr, nodes.append))
-        return len(nodes) > HEAVY_EPILOGUE
+        return is_heavy(self.finished(tirx.Var("total", "float32"), index))
 
     def function(self, stmts: Sequence[Stmt]) -> Any:
         return self.parameters.function(stmts)

@@ -159,9 +159,13 @@ class Parameters:
 
     def function(self, stmts: Sequence[Stmt]) -> Any:
         """The PrimFunc of a kernel: its parameters are the inputs, then the outputs."""
-        buffers = [f.buffer for f in (*self.inputs, *self.outputs)]
-        func = tirx.PrimFunc(buffers, sequence(stmts)).with_attr("s_tir", True)
-        return func.with_attr(FLAT, True)
+        return kernel([f.buffer for f in (*self.inputs, *self.outputs)], stmts)
+
+
+def kernel(buffers: Sequence[Any], stmts: Sequence[Stmt]) -> Any:
+    """The PrimFunc of statements over flat buffers."""
+    func = tirx.PrimFunc(buffers, sequence(stmts)).with_attr("s_tir", True)
+    return func.with_attr(FLAT, True)
 
 
 def as_stored(value: PrimExpr, dtype: t.DType) -> PrimExpr:

@@ -16,15 +16,9 @@ from plait.codegen.target import Template, single
 from plait.codegen.tiles import PARALLEL_CYCLES, ceil_div
 from plait.codegen.tvm.access import source_input
 from plait.codegen.tvm.conv import conv_shape
-from plait.codegen.tvm.image import (
-    UNROLLED,
-    Image,
-    Ports,
-    Windowed,
-    place,
-    vectorized,
-)
+from plait.codegen.tvm.image import Image, Ports, Windowed, place
 from plait.codegen.tvm.loops import loop, sequence
+from plait.codegen.tvm.register_tile import UNROLLED, vectorized
 from plait.codegen.tvm.scalars import const
 from plait.ir.graph import Graph
 from plait.passes.select import Selection

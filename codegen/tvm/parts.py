@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import tvm_ffi
-from tvm import s_tir, tirx
+from tvm import tirx
 
 Stmt = Any
 # The attribute of a PrimFunc that says in how many parts it is called: the last parameter is the
@@ -54,11 +54,6 @@ def _whole(stmt: Stmt) -> Any:
     if isinstance(stmt, tirx.AttrStmt):
         # Within a pragma of threads every thread does what is not their loop.
         return None if stmt.attr_key.startswith("pragma_parallel") else _whole(stmt.body)
-    if isinstance(stmt, s_tir.SBlockRealize):
-        block = stmt.block
-        # Its buffers are those of iterations: TVM allocates each where it is used.
-        bare = not (block.iter_vars or block.match_buffers or block.init)
-        return _whole(block.body) if bare else None
     return None
 
 

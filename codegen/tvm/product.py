@@ -12,16 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tvm import te, tirx
-
 from plait.codegen.schedule import Schedule
 from plait.codegen.target import Candidate, Template
 from plait.codegen.tiles import GemmShape, Tile, gemm_tiles
 from plait.codegen.tvm.access import Access, flat_reads, source_input
-from plait.codegen.tvm.gemm import Gemm, schedule_gemm
+from plait.codegen.tvm.gemm import Gemm, gemm_loops
 from plait.codegen.tvm.generic import anchor_of
-from plait.codegen.tvm.loops import Flat, arranged, check_sizes, size_of, unflatten
-from plait.codegen.tvm.scalars import tir_dtype
+from plait.codegen.tvm.loops import Parameters, arranged, unflatten
 from plait.ir import types as t
 from plait.ir.dims import is_static
 from plait.ir.graph import Graph
@@ -31,6 +28,7 @@ from plait.ir.types import TensorType
 from plait.passes.select import Selection
 
 PrimExpr = Any
+Stmt = Any
 
 
 @dataclass(frozen=True)
@@ -122,7 +120,8 @@ def space(body: Graph, constant: tuple[bool, ...], threads: int) -> list[Candida
     def candidate(cycles: float, tile: Tile) -> Candidate:
         schedule = Schedule.make(
             "gemm", mr=tile.mr, nr=tile.nr, outer=tile.outer, chunks=tile.chunks,
-            parallel=int(tile.parallel), blocks=tile.blocks, rhs=form,
+            parallel=int(tile.parallel), blocks=tile.blocks,
+            depth=tile.depth, rhs=form,
         )  # fmt: skip
         pack = {rhs: ("panels", tile.nr)} if packed else {}
         return Candidate(cycles, Selection(str(schedule), pack))
@@ -140,7 +139,6 @@ def _unpacked_form(body: Graph, rhs: int, product: Product) -> str:
 
 def build(body: Graph, schedule: Schedule) -> Any:
     """The PrimFunc of a product over flat buffers: inputs, then the output."""
-    check_sizes(body)
     product = Product.of(body)
     node = body.nodes[anchor_of(body)]
     (anchor,) = body.results(anchor_of(body))
@@ -148,54 +146,32 @@ def build(body: Graph, schedule: Schedule) -> Any:
     tile = Tile(schedule.number("mr"), schedule.number("nr"),
                 "m" if schedule.parameters["outer"] == "m" else "n",
                 schedule.number("chunks"), bool(schedule.number("parallel")),
-                schedule.number("blocks"))  # fmt: skip
+                schedule.number("blocks"), schedule.number("depth"))  # fmt: skip
     rhs = schedule.parameters["rhs"]
-    operands = [_operand(i.type, f"x{k}") for k, i in enumerate(body.inputs)]
-    access = Access(body, flat_reads(operands))
+    parameters = Parameters(body)
+    access = Access(body, flat_reads(parameters.inputs))
+    (out,) = parameters.outputs
     packed = source_input(body, node.operands[1]) if rhs == "packed" else None
-    panels = None if packed is None else operands[packed].buffer
+    panels = None if packed is None else parameters.inputs[packed].buffer
 
     def a_load(b: PrimExpr, i: PrimExpr, k: PrimExpr) -> PrimExpr:
-        return access.element(node.operands[0], product.lhs_index(b, i, _variable(k)))
+        return access.element(node.operands[0], product.lhs_index(b, i, k))
 
     def b_load(b: PrimExpr, *at: PrimExpr) -> PrimExpr:
         if panels is not None:
             panel, k, lane = at
-            return panels((panel * shape.k + _variable(k)) * tile.nr + lane)
-        k, j = at
-        return access.element(node.operands[1], product.rhs_index(b, _variable(k), j))
+            return panels[(panel * shape.k + k) * tile.nr + lane]
+        return access.element(node.operands[1], product.rhs_index(b, *at))
 
-    def epilogue(total: PrimExpr, at: tuple[PrimExpr, PrimExpr, PrimExpr]) -> PrimExpr:
+    def epilogue(total: PrimExpr, *at: PrimExpr) -> PrimExpr:
         return access.epilogue(anchor, total, body.outputs[0], product.result_index(*at))
 
-    out = body.output_types[0]
-    gemm = Gemm(shape, tile, [x.buffer for x in operands], a_load, b_load, epilogue,
-                rhs if rhs in ("packed", "rows") else "any", packed, _out_map(product, out))  # type: ignore[arg-type]  # fmt: skip
-    return schedule_gemm(gemm)
+    def store(value: PrimExpr, *at: PrimExpr) -> Stmt:
+        return out.store(product.result_index(*at), value)
 
-
-def _variable(axis: Any) -> PrimExpr:
-    """The variable of a reduction axis; other indices are expressions already."""
-    return axis.var if isinstance(axis, tirx.IterVar) else axis
-
-
-class _Operand(Flat):
-    """A tensor as flat memory of a tensor expression."""
-
-    def load(self, index: Sequence[PrimExpr]) -> PrimExpr:
-        return self.buffer(self.at(index))
-
-
-def _operand(type: TensorType, name: str) -> _Operand:
-    size = max(1, size_of(type))
-    return _Operand(type, te.placeholder((size,), tir_dtype(type.dtype), name=name))
-
-
-def _out_map(product: Product, out: TensorType) -> Any:
-    """An index map to the output's memory order where it is not row-major."""
-    if out.layout is None:
-        return None
-    return lambda *position: [Flat(out, None).at(product.result_index(*position))]
+    gemm = Gemm(shape, tile, a_load, b_load, epilogue, store,
+                rhs if rhs in ("packed", "rows") else "any", panels)  # type: ignore[arg-type]  # fmt: skip
+    return parameters.function([gemm_loops(gemm)])
 
 
 GEMM = Template("gemm", space, build)

@@ -18,15 +18,9 @@ from plait.codegen.core import simd
 from plait.codegen.schedule import Schedule
 from plait.codegen.target import Candidate, Template
 from plait.codegen.tvm.access import source_input
-from plait.codegen.tvm.image import (
-    UNROLLED,
-    ZERO,
-    Ports,
-    Windowed,
-    lanes_of,
-    vectorized,
-)
+from plait.codegen.tvm.image import ZERO, Ports, Windowed
 from plait.codegen.tvm.loops import Memory, apart, loop, sequence
+from plait.codegen.tvm.register_tile import UNROLLED, lanes_of, vectorized
 from plait.codegen.tvm.scalars import const
 from plait.ir import expr as e
 from plait.ir import types as t

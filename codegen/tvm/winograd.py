@@ -19,15 +19,9 @@ from plait.codegen.target import Candidate, Template
 from plait.codegen.tiles import ceil_div
 from plait.codegen.tvm.access import source_input
 from plait.codegen.tvm.conv import conv_shape
-from plait.codegen.tvm.image import (
-    UNROLLED,
-    ZERO,
-    Ports,
-    Windowed,
-    lanes_of,
-    vectorized,
-)
+from plait.codegen.tvm.image import ZERO, Ports, Windowed
 from plait.codegen.tvm.loops import Ahead, Memory, apart, loop, sequence
+from plait.codegen.tvm.register_tile import UNROLLED, RegisterTile, vectorized
 from plait.codegen.tvm.scalars import const
 from plait.codegen.tvm.sharing import shared
 from plait.codegen.winograd import (
@@ -229,36 +223,21 @@ class WinogradNest:
         weights = block * (inputs * tile.nr)
 
         def register_tile(r: PrimExpr) -> Stmt:
-            acc = tirx.decl_buffer((tile.mr * tile.nr,), "float32", name="acc")
+            sums = RegisterTile(tile.mr, tile.nr)
             row = ((group * tile.group + r) * tile.planes + x) * self.plane
             to = x * stride + r * (tile.mr * tile.nr)
 
-            def add(c: PrimExpr, m: PrimExpr, v: PrimExpr) -> Stmt:
-                term = self.data[row + m * inputs + c] * self.weight[weights + c * tile.nr + v]
-                at = m * tile.nr + v
-                return tirx.BufferStore(acc, acc[at] + term, [at])
+            def step(c: PrimExpr) -> Stmt:
+                def term(m: PrimExpr, v: PrimExpr) -> PrimExpr:
+                    weight = self.weight[weights + c * tile.nr + v]
+                    return self.data[row + m * inputs + c] * weight
 
-            zero = const(0.0, "float32")
-            return sequence([
-                tirx.AllocBuffer(acc),
-                self._cells(lambda m, v: tirx.BufferStore(acc, zero, [m * tile.nr + v])),
-                loop(inputs, lambda c: sequence([
-                    self.ahead.ask(block, r, c) if self.ahead.worthwhile else None,
-                    self._cells(lambda m, v: add(c, m, v))]), None, "ic"),
-                self._cells(lambda m, v: tirx.BufferStore(
-                    made, acc[m * tile.nr + v], [to + m * tile.nr + v])),
-            ])  # fmt: skip
+                ask = self.ahead.ask(block, r, c) if self.ahead.worthwhile else None
+                return sequence([ask, sums.add(term)])
+
+            return sequence([*sums.clear(), loop(inputs, step, None, "ic"), sums.keep(made, to)])
 
         return loop(tile.group, register_tile, None, "r")
-
-    def _cells(self, stmt: Callable[[PrimExpr, PrimExpr], Stmt]) -> Stmt:
-        """`stmt(row, channel)` for every accumulator of a register tile."""
-
-        def row(m: PrimExpr) -> Stmt:
-            return sequence([vectorized(lanes, lambda q, k=k: stmt(m, k + q))
-                             for k, lanes in lanes_of(self.tile.nr)])  # fmt: skip
-
-        return loop(self.tile.mr, row, UNROLLED, "m")
 
     def _result(self, made: Any, stride: int, t: PrimExpr, tile: PrimExpr, panel: PrimExpr) -> Stmt:
         """Transform the products of one tile back and write its results."""

@@ -5,18 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import tvm
 from tvm import tirx
 
 from plait.codegen.plan import align
-from plait.codegen.tvm.build import (
-    FLAT,
-    STACK_BYTES,
-    buffer_bytes,
-    host_target,
-    pass_context,
-    tvm_target,
-)
+from plait.codegen.tvm.build import STACK_BYTES, buffer_bytes
 
 Stmt = Any
 POOL_BYTES = 4096  # what TVM's pools round a buffer up to
@@ -39,20 +31,7 @@ class Workspace:
 
 def workspace(func: Any) -> Workspace:
     """The scratch of a kernel, given the PrimFunc that its template builds."""
-    return Workspace(*_most(_flattened(func).body))
-
-
-def _flattened(func: Any) -> Any:
-    """The PrimFunc with its buffers as they will be allocated."""
-    if FLAT in func.attrs:
-        return func
-    target = tvm_target(host_target())
-    lower, *_ = tirx.get_tir_pipeline("default")
-    module = tvm.IRModule({"kernel": func})
-    with pass_context(flat=False):
-        lowered = lower(tirx.transform.BindTarget(target.with_host(target))(module))
-    (found,) = lowered.functions.values()
-    return found
+    return Workspace(*_most(func.body))
 
 
 def _most(stmt: Stmt) -> tuple[int, int]:

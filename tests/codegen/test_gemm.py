@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tvm import te, tirx
+from tvm import tirx
 
 from plait.codegen.core import AVX2, AVX512, Core, simd
 from plait.codegen.plan import Call, ModulePlan, PointerArg, TensorSpec
 from plait.codegen.tiles import GemmShape, Tile, ceil_div, choose_tile
 from plait.codegen.tvm.build import assembly, compile_kernel, host_target, named_target
-from plait.codegen.tvm.gemm import Gemm, schedule_gemm
-from plait.codegen.tvm.loops import Ahead
+from plait.codegen.tvm.gemm import Gemm, gemm_loops
+from plait.codegen.tvm.loops import Ahead, kernel, put
 from plait.codegen.tvm.main_func import compile_main
 from plait.codegen.tvm.pointers import over_pointers
 from plait.runtime.executor import CompiledModel
@@ -25,10 +25,25 @@ from tests.codegen.graphs import both_cores
 Array = NDArray[Any]
 
 
-def run(gemm: Gemm, inputs: list[Array], out_shape: tuple[int, ...]) -> Array:
+@dataclass(frozen=True)
+class Case:
+    """A product with the buffers that it reads and writes, the output last."""
+
+    gemm: Gemm
+    buffers: list[Any]
+
+    def func(self) -> Any:
+        return over_pointers(kernel(self.buffers, [gemm_loops(self.gemm)]))
+
+
+def flat(name: str, size: int) -> Any:
+    return tirx.decl_buffer((size,), "float32", name=name)
+
+
+def run(case: Case, inputs: list[Array], out_shape: tuple[int, ...]) -> Array:
     """Compile, call, and return the output."""
     target = host_target()
-    kernel = compile_kernel(over_pointers(schedule_gemm(gemm)), "k_gemm", target)
+    code = compile_kernel(case.func(), "k_gemm", target)
     specs = [TensorSpec(f"x{i}", "float32", x.shape) for i, x in enumerate(inputs)]
     args = (*(PointerArg("input", i) for i in range(len(inputs))), PointerArg("output"))
     plan = ModulePlan(
@@ -37,7 +52,7 @@ def run(gemm: Gemm, inputs: list[Array], out_shape: tuple[int, ...]) -> Array:
         (TensorSpec("out", "float32", out_shape),),
         (Call("k_gemm", args),),
     )
-    model = CompiledModel(plan, Library([kernel, compile_main(plan, target)]))
+    model = CompiledModel(plan, Library([code, compile_main(plan, target)]))
     result: Array = model(*inputs)[0]
     return result
 
@@ -54,7 +69,7 @@ def pack_panels(matrix: Array, nr: int) -> Array:
     return np.ascontiguousarray(padded.reshape(k, -1, nr).transpose(1, 0, 2))
 
 
-def case(shape: GemmShape, tile: Tile, rhs: str) -> tuple[Gemm, list[Array], Array]:
+def case(shape: GemmShape, tile: Tile, rhs: str) -> tuple[Case, list[Array], Array]:
     """relu(a @ b * scale) + residual, its inputs and its value in float64."""
     batch, m, n, k = shape.batch, shape.m, shape.n, shape.k
     a, residual, scale = random(0, batch, m, k), random(1, batch, m, n), random(2, n)
@@ -65,29 +80,31 @@ def case(shape: GemmShape, tile: Tile, rhs: str) -> tuple[Gemm, list[Array], Arr
         b = random(3, batch, n, k) if rhs == "any" else random(3, batch, k, n)
         right = b.swapaxes(1, 2) if rhs == "any" else b
     names = [("a", a), ("b", b), ("scale", scale), ("residual", residual)]
-    ta, tb, ts, tr = operands = [te.placeholder(x.shape, name=name) for name, x in names]
+    fa, fb, fs, fr = operands = [flat(name, x.size) for name, x in names]
+    out = flat("out", batch * m * n)
     loads = {
-        "packed": lambda b, panel, k, lane: tb[panel, k, lane],
-        "rows": lambda b, k, column: tb[b, k, column],
-        "any": lambda b, k, column: tb[b, column, k],
+        "packed": lambda _, panel, s, lane: fb[(panel * k + s) * tile.nr + lane],
+        "rows": lambda p, s, column: fb[(p * k + s) * n + column],
+        "any": lambda p, s, column: fb[(p * n + column) * k + s],
     }
     zero = tirx.const(0.0, "float32")
     gemm = Gemm(
         shape,
         tile,
-        operands,
-        lambda b, i, k: ta[b, i, k],
+        lambda p, i, s: fa[(p * m + i) * k + s],
         loads[rhs],
-        lambda acc, at: te.max(acc * ts[at[2]], zero) + tr[at],
+        lambda acc, p, i, j: tirx.max(acc * fs[j], zero) + fr[(p * m + i) * n + j],
+        lambda value, p, i, j: put(out, (p * m + i) * n + j, value),
         rhs,  # type: ignore[arg-type]
+        fb if rhs == "packed" else None,
     )
     want = np.maximum(a.astype(np.float64) @ right * scale, 0) + residual
-    return gemm, [a, b, scale, residual], want
+    return Case(gemm, [*operands, out]), [a, b, scale, residual], want
 
 
-def check(gemm: Gemm, inputs: list[Array], want: Array) -> Array:
-    got = run(gemm, inputs, want.shape)
-    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * gemm.shape.k)
+def check(case: Case, inputs: list[Array], want: Array) -> Array:
+    got = run(case, inputs, want.shape)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * case.gemm.shape.k)
     return got
 
 
@@ -121,11 +138,15 @@ def test_value(shape: tuple[int, int, int, int], rhs: str) -> None:
         Tile(1, 64),
         Tile(2, 16, blocks=3),
         Tile(3, 24, "m", blocks=2),
+        Tile(4, 16, depth=2),
+        Tile(2, 16, blocks=3, depth=4),
+        Tile(4, 16, "m", depth=2),
+        Tile(4, 16, depth=5),
     ],
     ids=str,
 )
 def test_any_tile_has_the_same_bits(tile: Tile, rhs: str) -> None:
-    size = GemmShape(1, 11, 50, 37)
+    size = GemmShape(1, 11, 50, 36)
     want = check(*case(size, Tile(4, 16, parallel=False), rhs))
     np.testing.assert_array_equal(check(*case(size, tile, rhs)), want)
 
@@ -144,28 +165,27 @@ def test_transposed_operand_and_output_layout() -> None:
     size = GemmShape(1, 10, 48, 20)
     tile = choose_tile(size, threads=1)
     a, b = random(0, 20, 10), random(1, 20, 48)
-    ta = te.placeholder(a.shape, name="a")
-    tb = te.placeholder((48 // tile.nr, 20, tile.nr), name="b")
+    fa, fb, out = flat("a", a.size), flat("b", b.size), flat("out", 480)
     gemm = Gemm(
         size,
         tile,
-        [ta, tb],
-        lambda _, i, k: ta[k, i],
-        lambda _, panel, k, lane: tb[panel, k, lane],
-        lambda acc, at: acc,
-        out_map=lambda b, i, j: [b, j // 16, i, j % 16],
+        lambda _, i, k: fa[k * 10 + i],
+        lambda _, panel, k, lane: fb[(panel * 20 + k) * tile.nr + lane],
+        lambda acc, *_: acc,
+        lambda value, _, i, j: put(out, (j // 16 * 10 + i) * 16 + j % 16, value),
+        packed=fb,
     )
     want = (a.T.astype(np.float64) @ b).reshape(10, 3, 16).transpose(1, 0, 2)[None]
-    check(gemm, [a, pack_panels(b, tile.nr)], want)
+    check(Case(gemm, [fa, fb, out]), [a, pack_panels(b, tile.nr)], want)
 
 
 @both_cores
 @pytest.mark.parametrize("n", [48, 50])
 def test_heavy_epilogue(n: int) -> None:
     """A polynomial with its argument bound by a let."""
-    gemm, inputs, _ = case(GemmShape(1, 9, n, 16), Tile(4, 3 * simd()), "packed")
+    plain, inputs, _ = case(GemmShape(1, 9, n, 16), Tile(4, 3 * simd()), "packed")
 
-    def polynomial(acc: Any, _: Any) -> Any:
+    def polynomial(acc: Any, *_: Any) -> Any:
         x = tirx.Var("x", "float32")
         value = tirx.const(1.0, "float32")
         for _i in range(12):
@@ -177,7 +197,7 @@ def test_heavy_epilogue(n: int) -> None:
     want = np.ones_like(x)
     for _i in range(12):
         want = want * x * 0.125 + 1
-    check(replace(gemm, epilogue=polynomial), inputs, want)
+    check(replace(plain, gemm=replace(plain.gemm, epilogue=polynomial)), inputs, want)
 
 
 @pytest.mark.parametrize(("core", "cpu", "tile", "register"),
@@ -190,8 +210,8 @@ def test_accumulators_stay_in_registers(core: Core, cpu: str, tile: Tile, regist
     Those of the larger tile would be more than TVM itself leaves on the stack.
     """
     count = tile.mr * tile.nr // core.lanes
-    gemm, _, _ = case(GemmShape(1, 144, 768, 768), tile, "packed")
-    text = assembly(over_pointers(schedule_gemm(gemm)), "k_gemm", named_target(cpu))
+    product, _, _ = case(GemmShape(1, 144, 768, 768), tile, "packed")
+    text = assembly(product.func(), "k_gemm", named_target(cpu))
     lines = [line.split("#")[0] for line in text.splitlines()]
     fused = [i for i, line in enumerate(lines) if "vfmadd" in line and register in line]
     assert len(fused) >= count

@@ -63,7 +63,24 @@ def test_blocks_have_little_padding(tiles: int, least: int) -> None:
 
 def test_products_that_pack_their_panels_have_one_block() -> None:
     tiles = gemm_tiles(GemmShape(1, 12000, 384, 384), threads=2, packed=False)
-    assert {tile.blocks for _, tile in tiles} == {1}
+    assert {(tile.blocks, tile.depth) for _, tile in tiles} == {(1, 1)}
+
+
+@pytest.mark.parametrize(("k", "depth"), [(768, 1), (1536, 2), (3072, 4), (3067, 1)])
+def test_sums_are_cut_into_equal_parts_whose_panels_leave_room_in_the_cache(
+    k: int, depth: int
+) -> None:
+    with making_for(AVX512):
+        chosen = choose_tile(GemmShape(1, 128, 768, k), threads=1)
+        assert chosen.depth == depth
+    assert choose_tile(GemmShape(1, 128, 768, k), threads=1).depth == 1  # its panels are narrower
+
+
+@pytest.mark.parametrize("n", [768, 50257])
+def test_rows_beyond_the_cache_pass_by_few_wide_panels(n: int) -> None:
+    """12 rows by 32 columns multiply as fast, but read 512 rows half as often again."""
+    with making_for(AVX512):
+        assert choose_tile(GemmShape(1, 512, n, 768), threads=2).nr >= 48
 
 
 def test_small_products_stay_on_one_thread() -> None:

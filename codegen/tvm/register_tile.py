@@ -1,0 +1,148 @@
+"""A tile of sums in registers: what products and convolutions share from zeroing to writing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import tvm_ffi
+from tvm import tirx
+
+from plait.codegen.core import simd
+from plait.codegen.tvm.loops import loop, put, sequence
+from plait.codegen.tvm.scalars import const
+
+PrimExpr = Any
+Stmt = Any
+MOST_UNROLLED = (
+    12  # operations and loads of an epilogue; repeated for each vector, more is too much
+)
+UNROLLED, VECTORIZED = tirx.ForKind.UNROLLED, tirx.ForKind.VECTORIZED
+
+
+def lanes_of(width: int) -> list[tuple[int, int]]:
+    """(first, lanes) of the vectors that make up `width` neighbours."""
+    return [(k, min(simd(), width - k)) for k in range(0, width, simd())]
+
+
+def vectorized(lanes: int, stmt: Any) -> Stmt:
+    """`stmt` at 0..lanes-1 in one vector."""
+    return stmt(const(0, "int32")) if lanes == 1 else loop(lanes, stmt, VECTORIZED, "q")
+
+
+def is_heavy(epilogue: PrimExpr) -> bool:
+    """Whether an epilogue is too much code to repeat for every vector of a tile."""
+    nodes: list[Any] = []
+    tvm_ffi.structural_walk(epilogue, (tirx.Expr, nodes.append))
+    return sum(not isinstance(n, tirx.IntImm | tirx.Var) for n in nodes) > MOST_UNROLLED
+
+
+@dataclass(frozen=True)
+class LastPanel:
+    """Panels of which the last is not full: it has so many `columns`.
+
+    full: whether a tile is of another panel; None if there is no other.
+    """
+
+    columns: int
+    full: PrimExpr | None
+
+
+@dataclass
+class RegisterTile:
+    """Sums of `rows` rows by `width` columns."""
+
+    rows: int
+    width: int
+    acc: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.acc = self._buffer("acc")
+
+    def _buffer(self, name: str) -> Any:
+        return tirx.decl_buffer((self.rows * self.width,), "float32", name=name)
+
+    def each(self, stmt: Callable[[PrimExpr, PrimExpr, PrimExpr], Stmt]) -> Stmt:
+        """`stmt(cell, row, lane)` for every sum, in vectors."""
+
+        def row(m: PrimExpr) -> Stmt:
+            return sequence([
+                vectorized(lanes, lambda q, k=k: stmt(m * self.width + k + q, m, k + q))
+                for k, lanes in lanes_of(self.width)
+            ])  # fmt: skip
+
+        return loop(self.rows, row, UNROLLED, "m")
+
+    def clear(self) -> list[Stmt]:
+        """Make the tile, of zeros."""
+        zero = const(0.0, "float32")
+        zeros = self.each(lambda cell, _m, _lane: put(self.acc, cell, zero))
+        return [tirx.AllocBuffer(self.acc), zeros]
+
+    def resume(self, kept: Any, at: PrimExpr) -> list[Stmt]:
+        """Make the tile, of the sums that lie in a buffer from `at` on."""
+        load = self.each(lambda cell, _m, _lane: put(self.acc, cell, kept[at + cell]))
+        return [tirx.AllocBuffer(self.acc), load]
+
+    def keep(self, kept: Any, at: PrimExpr) -> Stmt:
+        """Put the sums into a buffer, from `at` on."""
+        return self.each(lambda cell, _m, _lane: put(kept, at + cell, self.acc[cell]))
+
+    def add(self, term: Callable[[PrimExpr, PrimExpr], PrimExpr]) -> Stmt:
+        """Add `term(row, lane)` to every sum."""
+        return self.each(lambda cell, m, k: put(self.acc, cell, self.acc[cell] + term(m, k)))
+
+    def finish(
+        self,
+        store: Callable[[PrimExpr, PrimExpr, PrimExpr], Stmt],
+        heavy: bool,
+        exists: Callable[[PrimExpr], PrimExpr] | None = None,
+        last: LastPanel | None = None,
+    ) -> list[Stmt]:
+        """`store(sum, row, lane)` for every sum, of rows that exist and columns that do.
+
+        A heavy store is a loop over vectors, which reads a copy: registers have no index.  Of two
+        nested loops LLVM would think that they run more often than the sum's, and keep constants
+        in registers rather than the sums.
+        """
+
+        def row(source: Any, m: PrimExpr) -> Stmt:
+            return self._if(exists, m, sequence(self._row(source, store, m, last)))
+
+        if not heavy:
+            return [loop(self.rows, lambda m: row(self.acc, m), UNROLLED, "m")]
+        stage = self._buffer("stage")
+        copy = [tirx.AllocBuffer(stage), self.keep(stage, const(0, "int32"))]
+        if last is not None or self.width % simd():
+            return [*copy, loop(self.rows, lambda m: row(stage, m), None, "m")]
+        vectors = self.width // simd()
+
+        def one(k: PrimExpr) -> Stmt:
+            m, v = tirx.floordiv(k, vectors), tirx.floormod(k, vectors)
+            return self._if(exists, m, self._vector(stage, store, m, v * simd(), simd()))
+
+        return [*copy, loop(self.rows * vectors, one, None, "k")]
+
+    def _if(self, exists: Any, m: PrimExpr, stmt: Stmt) -> Stmt:
+        return stmt if exists is None else tirx.IfThenElse(exists(m), stmt, None)
+
+    def _vector(self, source: Any, store: Any, m: PrimExpr, k: PrimExpr, lanes: int) -> Stmt:
+        """Store `lanes` neighbours of one row, from lane `k` on."""
+        width = self.width
+        return vectorized(lanes, lambda q: store(source[m * width + k + q], m, k + q))
+
+    def _row(
+        self, source: Any, store: Any, m: PrimExpr, last: LastPanel | None
+    ) -> list[Stmt | None]:
+        """Store one row; the last panel may hold fewer columns than lanes."""
+        stmts: list[Stmt | None] = []
+        for k, lanes in lanes_of(self.width):
+            at = const(k, "int32")
+            stmt = self._vector(source, store, m, at, lanes)
+            left = lanes if last is None else min(last.columns - k, lanes)
+            if last is not None and left < lanes:
+                rest = self._vector(source, store, m, at, left) if left > 0 else None
+                stmt = rest if last.full is None else tirx.IfThenElse(last.full, stmt, rest)
+            stmts.append(stmt)
+        return stmts
