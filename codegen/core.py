@@ -18,28 +18,52 @@ class Core:
     """Vectors of `lanes` float32, in so many `registers`.
 
     most_rows: of a register tile of products; each row takes a register for its address too.
-    line_cycles: what a vector of weights from L2 costs beside the multiply-adds it is used in.
+    l2_cycles: in which L2 delivers a vector.
+    line_cycles, row_cycles: what a vector of weights and a row cost in each step of a product,
+        beside their multiply-adds.
     far_bytes: from the last-level cache in a cycle, while one register tile follows another.
     deep: what a panel costs that is larger than a third of L2, as a part of the time for each L2.
     exposed: the part of the rows' way from the last-level cache that no arithmetic hides; of the
-        weights', which are asked for ahead of time, half as much.
+        weights', which are asked for ahead of time, a quarter as much.
+    doubt: estimates of products that differ by less, as a part of them, say nothing.
     """
 
     lanes: int
     registers: int
     most_rows: int
+    l2_cycles: float
     line_cycles: float
+    row_cycles: float
     far_bytes: int
     deep: float
     exposed: float
+    doubt: float
 
 
 # Fitted to AMD Milan, where the last-level cache keeps up, and to Intel Cascade Lake.
 AVX2: Final = Core(
-    lanes=8, registers=16, most_rows=7, line_cycles=0.0, far_bytes=64, deep=0.0, exposed=0.0
+    lanes=8,
+    registers=16,
+    most_rows=7,
+    l2_cycles=1.0,
+    line_cycles=0.0,
+    row_cycles=0.0,
+    far_bytes=64,
+    deep=0.0,
+    exposed=0.0,
+    doubt=0.0,
 )
 AVX512: Final = Core(
-    lanes=16, registers=32, most_rows=12, line_cycles=0.25, far_bytes=9, deep=0.45, exposed=0.4
+    lanes=16,
+    registers=32,
+    most_rows=10,
+    l2_cycles=2.2,
+    line_cycles=0.4,
+    row_cycles=0.05,
+    far_bytes=9,
+    deep=0.45,
+    exposed=0.6,
+    doubt=0.03,
 )
 CORES: Final = {core.lanes: core for core in (AVX2, AVX512)}
 # What 512-bit code needs: the arithmetic, its 256-bit and 128-bit forms, and float logic.

@@ -80,8 +80,8 @@ def register_tiles(m: int, n: int) -> list[tuple[int, int]]:
 
 def step_cycles(mr: int, nv: int) -> float:
     """Cycles of one step of the reduction for a tile of `mr` rows by `nv` vectors."""
-    busiest = max(FMA_LATENCY, mr * nv / 2, (mr + nv) / 2, nv)
-    return busiest + nv * core().line_cycles + LOOP_CYCLES
+    busiest = max(FMA_LATENCY, mr * nv / 2, (mr + nv) / 2, nv * core().l2_cycles)
+    return busiest + nv * core().line_cycles + mr * core().row_cycles + LOOP_CYCLES
 
 
 def gemm_cycles(
@@ -98,8 +98,9 @@ def gemm_cycles(
 
 
 def gemm_tiles(shape: GemmShape, threads: int, packed: bool = True) -> list[tuple[float, Tile]]:
-    """Estimated cycles and tile of every candidate, best first; of equals, the largest.
+    """Estimated cycles and tile of every candidate, best first.
 
+    Of equals, and of those that may be the best one within doubt, the largest: it loads the least.
     Only products with packed panels have more than one block of rows.
     """
     tiles = register_tiles(shape.m, shape.n)
@@ -113,7 +114,10 @@ def gemm_tiles(shape: GemmShape, threads: int, packed: bool = True) -> list[tupl
             cycles = gemm_cycles(shape, mr, nr, threads, blocks, depth)
             tile = Tile(mr, nr, outer, threads if uneven else 1, threads > 1, blocks, depth)
             found.append((cycles * _again(shape, tile, cycles, threads), tile))
-    return sorted(found, key=lambda c: (c[0], -c[1].mr * c[1].nr, c[1].mr))
+    found.sort(key=lambda c: (c[0], -c[1].mr * c[1].nr, c[1].mr))
+    near = (c for c in found if c[0] <= found[0][0] * (1 + core().doubt))
+    first = max(near, key=lambda c: c[1].mr * c[1].nr)
+    return [(found[0][0], first[1]), *(c for c in found if c is not first)]
 
 
 def choose_tile(shape: GemmShape, threads: int) -> Tile:
@@ -175,7 +179,7 @@ def _waiting(shape: GemmShape, tile: Tile, threads: int, local: bool) -> float:
     rows = 0.0 if local else 4.0 * shape.m * shape.k * panels
     if 4 * shape.k * ceil_div(shape.m, tile.blocks) <= 2 * L2_BYTES:
         rows /= 4  # most of them stay
-    again = 4 * shape.k * tile.nr * panels * (tile.blocks - 1) / 2
+    again = 4 * shape.k * tile.nr * panels * (tile.blocks - 1) / 4
     return core().exposed * (rows + again) / core().far_bytes
 
 

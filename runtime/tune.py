@@ -118,8 +118,11 @@ class Task:
         return self.calls * self.candidates[0].cycles
 
 
-def tasks(graph: Graph, target: Target) -> list[Task]:
-    """The kernels of an imported graph that have a choice, those that take longest first."""
+def tasks(graph: Graph, target: Target, kept: int = KEPT, hopeless: float = HOPELESS) -> list[Task]:
+    """The kernels of an imported graph that have a choice, those that take longest first.
+
+    Each with its `kept` best candidates that are not estimated at `hopeless` times the best.
+    """
     open_tvm()  # templates import it
     before = DEFAULT_PIPELINE.partition(",select")[0]
     lowered = parse_pipeline(before).run(graph, Context(target))
@@ -135,11 +138,11 @@ def tasks(graph: Graph, target: Target) -> list[Task]:
     found = []
     for key, calls in counts.items():
         space = target.candidates(bodies[key], key[1])
-        limit = space[0].cycles * HOPELESS
-        most = min(KEPT, max(2, MOST_BYTES // max(1, _weight_bytes(bodies[key], key[1]))))
-        kept = tuple(c for c in space if c.cycles <= limit)[:most]
-        if len(kept) > 1:
-            found.append(Task(bodies[key], key[1], calls, kept))
+        limit = space[0].cycles * hopeless
+        most = min(kept, max(2, MOST_BYTES // max(1, _weight_bytes(bodies[key], key[1]))))
+        chosen = tuple(c for c in space if c.cycles <= limit)[:most]
+        if len(chosen) > 1:
+            found.append(Task(bodies[key], key[1], calls, chosen))
     return sorted(found, key=lambda t: -t.cycles)
 
 
