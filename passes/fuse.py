@@ -121,21 +121,30 @@ class Fuser:
         return group
 
     def _grow_epilogue(self, anchor: int) -> None:
-        """Take the elementwise nodes that are the only readers of the anchor's result."""
+        """Take the elementwise nodes that alone read the anchor's result, and so on."""
         members = [anchor]
-        node = self.graph.nodes[anchor]
-        if node.op in WITH_EPILOGUE:
-            at = anchor
-            while not self.is_output(at) and len(members) < self.limit:
-                readers = self.readers(at)
-                if len(readers) != 1:
-                    break
-                (reader,) = readers
-                if not self._fits_epilogue(reader, at):
-                    break
-                members.append(reader)
-                at = reader
+        if self.graph.nodes[anchor].op in WITH_EPILOGUE:
+            while following := self._following(members[-1], self.limit - len(members)):
+                members += following
         self._new_group(members, anchor)
+
+    def _following(self, at: int, most: int) -> list[int]:
+        """The nodes of an epilogue from the readers of `at` to the first node that alone is read
+        outside of them, which comes last; none if there is none within `most` nodes."""
+        found: list[int] = []
+        waiting = [] if self.is_output(at) else sorted(self.readers(at))
+        while waiting and len(found) < most:
+            node = heapq.heappop(waiting)  # in the graph's order, so after all that it reads
+            if not self._fits_epilogue(node, at):
+                return []
+            found.append(node)
+            if not waiting:
+                return found
+            if self.is_output(node):
+                return []
+            for reader in self.readers(node) - {*waiting}:
+                heapq.heappush(waiting, reader)
+        return []
 
     def _fits_epilogue(self, reader: int, at: int) -> bool:
         node, source = self.graph.nodes[reader], self.graph.nodes[at]

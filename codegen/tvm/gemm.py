@@ -27,7 +27,7 @@ Ask = tuple[PrimExpr, PrimExpr]  # which block of panels is read, in which of it
 
 @dataclass(frozen=True)
 class Gemm:
-    """A product: `store(sum_k a(b, i, k) * b(...), b, i, j)` for all batches, rows and columns.
+    """A product: `sum_k a(b, i, k) * b(...)`, finished and stored, for all batches, rows, columns.
 
     a_load(batch, row, k): an element of A, through whatever strides or index map.
     b_load, by `rhs`: "packed": (batch, panel, k, lane) of panels packed ahead of time;

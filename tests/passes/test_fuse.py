@@ -55,6 +55,30 @@ def test_an_epilogue_ends_at_a_second_reader() -> None:
     assert bodies(graph)[0] == ["dot_general", "relu"]
 
 
+def swish(b: Builder, y: Value) -> Value:
+    return b.emit("relu", y * b.emit("sigmoid", y))
+
+
+def test_an_epilogue_may_part_and_meet_again() -> None:
+    graph = fused(lambda b, x, w, r: swish(b, dot(b, x, w) + r) + r, X, (6, 5), (4, 5))
+    assert bodies(graph) == [["dot_general", "add", "sigmoid", "mul", "relu", "add"]]
+
+
+def test_an_epilogue_ends_where_one_of_its_parts_leaves() -> None:
+    """By a reader that needs more than elements, or by an output."""
+
+    def summed(b: Builder, x: Value, w: Value) -> Value:
+        gate = b.emit("sigmoid", y := dot(b, x, w))
+        return y * gate + total(b, gate)
+
+    def returned(b: Builder, x: Value, w: Value) -> list[Value]:
+        gate = b.emit("sigmoid", y := dot(b, x, w))
+        return [y * gate, gate]
+
+    for make in (summed, returned):
+        assert bodies(fused(make, X, (6, 5)))[0] == ["dot_general"]
+
+
 def test_an_epilogue_ends_at_an_output() -> None:
     graph = fused(lambda b, x, w: [y := dot(b, x, w), b.emit("exp", y)], X, (6, 5))
     assert bodies(graph) == [["dot_general"], ["exp"]]
@@ -108,6 +132,12 @@ def test_a_kernel_may_have_several_outputs() -> None:
     graph = fused(lambda b, x: [y := b.emit("exp", x), y * 2.0, total(b, y)], X)
     (kernel,) = [n for n in graph.nodes if n.op == "kernel"]
     assert [ty.shape for ty in kernel.types] == [(4, 6), (4, 6), (4, 1)]
+
+
+def test_parts_that_meet_beyond_the_limit_stay_out() -> None:
+    graph = build(lambda b, x, w: swish(b, dot(b, x, w) + 1.0), X, (6, 5))
+    assert bodies(run("fuse{limit=3}", graph))[0] == ["dot_general", "add"]
+    assert bodies(run("fuse{limit=4}", graph))[0] == ["dot_general", "add", "sigmoid", "mul"]
 
 
 def test_the_limit_holds() -> None:
