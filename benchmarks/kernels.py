@@ -25,7 +25,7 @@ from plait.ir import types as t
 from plait.ir.builder import Builder, Value
 from plait.ir.graph import Graph
 from plait.ir.types import TensorType
-from plait.runtime.ceilings import measure_ceilings
+from plait.runtime.ceilings import flops_per_second
 from plait.runtime.compiler import compile_graph
 
 MANY_CHANNELS = 64
@@ -184,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         shape = SHAPES[name]
         graph = shape.graph()
         # Each time: it depends on the neighbours.
-        peak = measure_ceilings(1).flops_per_second / 1e9 if given.bars else 0.0
+        peak = flops_per_second(1) / 1e9 if given.bars else 0.0
         found = [measure(graph, threads, given.seconds) for threads in given.threads]
         speeds = "".join(f"{shape.flops / seconds / 1e9:12.1f}" for _, seconds in found)
         print(f"{name:26}{speeds}  {found[-1][0]}", flush=True)

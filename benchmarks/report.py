@@ -35,7 +35,16 @@ def options(
     parser.add_argument("--seconds", type=float, default=0.5, help="for each measurement")
     parser.add_argument("--bars", action="store_true", help=bar)
     given = parser.parse_args(arguments)
-    words: list[str] = given.names
+    return given, selected(parser, given.names, known)
+
+
+def selected(
+    parser: argparse.ArgumentParser, words: Sequence[str], known: Collection[str]
+) -> list[str]:
+    """The known names that contain one of the words, all without any word.
+
+    A word that no name contains ends the program (code 2).
+    """
     if unknown := [word for word in words if not any(word in name for name in known)]:
         parser.error(f"no kernel is named like {', '.join(unknown)}; known: {', '.join(known)}")
-    return given, [name for name in known if not words or any(word in name for word in words)]
+    return [name for name in known if not words or any(word in name for word in words)]

@@ -17,10 +17,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from benchmarks.kernels import SHAPES, Shape
+from benchmarks.report import selected
 from plait.codegen.core import Core
 from plait.codegen.cpu import host_core
 from plait.codegen.tvm.target import cpu_target
-from plait.runtime.ceilings import measure_ceilings
+from plait.runtime.ceilings import flops_per_second
 from plait.runtime.tune import Race, tasks
 
 HEAD = f"{'us':>10}{'GFLOP/s':>10}{'estimate':>10}  schedule"
@@ -28,7 +29,7 @@ HEAD = f"{'us':>10}{'GFLOP/s':>10}{'estimate':>10}  schedule"
 
 def clock(core: Core) -> float:
     """Cycles a second, of a core that begins two multiply-adds of vectors in each."""
-    return measure_ceilings(1).flops_per_second / (4 * core.lanes)
+    return flops_per_second(1) / (4 * core.lanes)
 
 
 def rows(shape: Shape, threads: int, within: float, most: int, rounds: int) -> list[str]:
@@ -54,10 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--most", type=int, default=200, help="candidates of a kernel")
     parser.add_argument("--rounds", type=int, default=15)
     given = parser.parse_args(arguments)
-    names = [name for name in SHAPES if any(word in name for word in given.names)]
-    if not names:
-        parser.error(f"no shape is named like {', '.join(given.names)}; known: {', '.join(SHAPES)}")
-    for name in names:
+    for name in selected(parser, given.names, SHAPES):
         print(f"{name}\n{HEAD}")
         lines = rows(SHAPES[name], given.threads, given.within, given.most, given.rounds)
         print("\n".join(lines) or "  no choice", flush=True)

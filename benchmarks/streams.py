@@ -24,7 +24,7 @@ from plait.ir import types as t
 from plait.ir.builder import Builder, Value
 from plait.ir.graph import Graph
 from plait.ir.types import TensorType
-from plait.runtime.ceilings import measure_ceilings
+from plait.runtime.ceilings import copied_bytes_per_second
 from plait.runtime.compiler import compile_graph
 
 BAR = 85.0  # percent of the copy
@@ -125,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         moved, shares = traffic(graph), dict[int, float]()
         print(f"{name:26}", end="", flush=True)
         for n in given.threads:
-            copy = measure_ceilings(n).bytes_per_second  # each time: it depends on the neighbours
+            copy = copied_bytes_per_second(n)  # each time: it depends on the neighbours
             speed = moved / measure(graph, n, given.seconds)
             shares[n] = 100 * speed / copy
             print(f"{f'{speed / 1e9:.1f}, {copy / 1e9:.1f}':>20}", end="", flush=True)

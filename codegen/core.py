@@ -31,40 +31,20 @@ class Core:
     lanes: int
     registers: int
     most_rows: int
-    l2_cycles: float
-    line_cycles: float
-    row_cycles: float
     far_bytes: int
-    deep: float
-    exposed: float
-    doubt: float
+    l2_cycles: float = 1.0
+    line_cycles: float = 0.0
+    row_cycles: float = 0.0
+    deep: float = 0.0
+    exposed: float = 0.0
+    doubt: float = 0.0
 
 
-# Fitted to AMD Milan, where the last-level cache keeps up, and to Intel Cascade Lake.
-AVX2: Final = Core(
-    lanes=8,
-    registers=16,
-    most_rows=7,
-    l2_cycles=1.0,
-    line_cycles=0.0,
-    row_cycles=0.0,
-    far_bytes=64,
-    deep=0.0,
-    exposed=0.0,
-    doubt=0.0,
-)
-AVX512: Final = Core(
-    lanes=16,
-    registers=32,
-    most_rows=10,
-    l2_cycles=2.2,
-    line_cycles=0.4,
-    row_cycles=0.05,
-    far_bytes=9,
-    deep=0.45,
-    exposed=0.6,
-    doubt=0.03,
-)
+# Fitted to AMD Milan, where the caches keep up, and to Intel Cascade Lake, where they do not.
+AVX2: Final = Core(lanes=8, registers=16, most_rows=7, far_bytes=64)
+AVX512: Final = Core(lanes=16, registers=32, most_rows=10, far_bytes=9, l2_cycles=2.2,
+                     line_cycles=0.4, row_cycles=0.05, deep=0.45, exposed=0.6,
+                     doubt=0.03)  # fmt: skip
 CORES: Final = {core.lanes: core for core in (AVX2, AVX512)}
 # What 512-bit code needs: the arithmetic, its 256-bit and 128-bit forms, and float logic.
 _WIDE = frozenset({"avx512f", "avx512vl", "avx512dq", "avx512bw"})

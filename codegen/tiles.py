@@ -92,7 +92,10 @@ def gemm_cycles(
     row_tiles = ceil_div(ceil_div(shape.m, mr), blocks) * blocks
     panels = shape.batch * ceil_div(shape.n, nr)
     around = TILE_CYCLES + (depth - 1) * PART_CYCLES
-    computing = ceil_div(row_tiles * panels, threads) * (shape.k * step + around)
+    # Threads share register tiles, or all rows of a panel where sums go on in parts.
+    together = row_tiles // blocks if depth > 1 else 1
+    tiles = ceil_div(row_tiles * panels // together, threads) * together
+    computing = tiles * (shape.k * step + around)
     reading = 4 * shape.k * nr * ceil_div(panels, threads) / core().far_bytes
     return max(computing, reading)
 
@@ -165,11 +168,8 @@ def _again(shape: GemmShape, tile: Tile, cycles: float, threads: int) -> float:
     near, far = ROWS_AGAIN
     local = size <= L2_BYTES // 2 or shape.n <= tile.nr
     place = 1.0 if local else near if size <= SHARED_BYTES else far
-    return (
-        place
-        + _waiting(shape, tile, threads, local) / cycles
-        + (2 / rows if tile.blocks > 1 else 0.0)
-    )
+    place += _waiting(shape, tile, threads, local) / cycles
+    return place + (2 / rows if tile.blocks > 1 else 0.0)
 
 
 def _waiting(shape: GemmShape, tile: Tile, threads: int, local: bool) -> float:

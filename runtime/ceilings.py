@@ -46,18 +46,18 @@ def measure_ceilings(threads: int) -> Ceilings:
     Raises `EnvironmentProblem` on a CPU without fused multiply-adds in vectors, and where a process
     may not make code.
     """
-    return Ceilings(_flops(threads), _copied_bytes(threads), threads)
+    return Ceilings(flops_per_second(threads), copied_bytes_per_second(threads), threads)
 
 
-def _flops(threads: int) -> float:
-    """Float32 operations a second; a multiply-add is two."""
+def flops_per_second(threads: int) -> float:
+    """Float32 operations a second; a multiply-add is two.  Raises as `measure_ceilings` does."""
     core = host_core()
     run = _function(multiply_adds(core.lanes, core.registers))
     seconds = _shortest(lambda _: run(ROUNDS), TRIES_OF_ARITHMETIC, threads)
     return 2 * core.lanes * accumulators(core.registers) * ROUNDS * threads / seconds
 
 
-def _copied_bytes(threads: int) -> float:
+def copied_bytes_per_second(threads: int) -> float:
     """Bytes read and bytes written a second."""
     size = COPIED_BYTES // threads
     pairs = [(np.zeros(size, np.uint8), np.ones(size, np.uint8)) for _ in range(threads)]

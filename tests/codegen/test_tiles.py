@@ -76,6 +76,14 @@ def test_sums_are_cut_into_equal_parts_whose_panels_leave_room_in_the_cache(
     assert choose_tile(GemmShape(1, 128, 768, k), threads=1).depth == 1  # its panels are narrower
 
 
+def test_threads_share_whole_panels_where_sums_go_on_in_parts() -> None:
+    shape = GemmShape(1, 128, 48, 3072)
+    with making_for(AVX512):
+        assert gemm_cycles(shape, 8, 48, 2, depth=4) == gemm_cycles(shape, 8, 48, 1, depth=4)
+        assert gemm_cycles(shape, 8, 48, 2) < gemm_cycles(shape, 8, 48, 1)
+        assert choose_tile(shape, threads=2).depth == 1
+
+
 @pytest.mark.parametrize("n", [768, 50257])
 def test_rows_beyond_the_cache_pass_by_wide_panels_in_blocks_that_stay_in_it(n: int) -> None:
     with making_for(AVX512):
