@@ -68,6 +68,11 @@ class WindowShape:
         return max(*self.low, *self.high) > 0
 
     @property
+    def far(self) -> bool:
+        """Whether the images are too large for the L2 caches of a few threads."""
+        return 4 * self.n * self.h * self.w * self.c > 4 * L2_BYTES
+
+    @property
     def pointwise(self) -> bool:
         """Whether position p reads pixel p and no other."""
         steps = (self.kh, self.kw, *self.stride)
@@ -173,9 +178,10 @@ IN_L3, IN_MEMORY = 1.04, 1.12  # images beyond L2, which order "oc" visits once 
 IRREGULAR = 1.06  # order "pos" where rows of a tile have no fixed distance
 TILE_CYCLES = 20
 ROW_CYCLES = 10  # the address of a row that is no fixed distance from the tile's first
-MAX_ADDRESSED_ROWS = 6  # rows with an address register each
-# Cycles that a vector is waited for, for each column that a tile reads in turns with the others.
-COLUMN_FROM_L3, COLUMN_FROM_MEMORY = 0.1, 1.0
+FEW_INPUTS = 4  # channels; the address then takes a cycle more in each pixel of the window
+# Cycles that a vector is waited for, for each column that a tile reads in turns with the others:
+# from L3, from memory where rows are asked for ahead, and where they are not.
+COLUMN_FROM_L3, COLUMN_ASKED, COLUMN_FROM_MEMORY = 0.1, 0.4, 1.0
 NARROW = 4  # so few output channels leave most lanes of a vector empty
 
 
@@ -211,15 +217,17 @@ def conv_cycles(shape: ConvShape, mr: int, nr: int, threads: int) -> float:
     if shape.taps * nr * 4 > L1_PANEL_BYTES:
         speed *= FROM_L2.get(mr, 1.0)
     if not rows_are_regular(window, mr):
-        overhead += ROW_CYCLES * mr
-        if mr > MAX_ADDRESSED_ROWS:
+        pixels = window.kh * window.kw if shape.inputs <= FEW_INPUTS else 0
+        overhead += (ROW_CYCLES + pixels) * mr
+        if mr > core().addressed_rows:
             speed *= 0.6
     panels = shape.groups * ceil_div(shape.outputs, nr)
     tiles = ceil_div(panels * ceil_div(window.positions, mr), threads)
-    if 4 * shape.taps * nr <= L2_BYTES:
-        return tiles * (shape.taps * mr * nr / speed + overhead)
-    # A panel that L2 does not hold comes from memory once, and then again for every tile.
     first = 4 * shape.taps * nr * panels / MEMORY_BYTES
+    if 4 * shape.taps * nr <= L2_BYTES:
+        late = core().exposed / 2 * first  # although they are asked for ahead of time
+        return tiles * (shape.taps * mr * nr / speed + overhead) + late
+    # A panel that L2 does not hold comes from memory once, and then again for every tile.
     return tiles * (shape.taps * mr * nr / speed * lateness(mr) + overhead) + first
 
 
@@ -293,22 +301,27 @@ def window_cycles(shape: WindowShape, tile: WindowTile, threads: int) -> float:
     taps = shape.kh * shape.kw * (cells + tile.vectors) / 2
     blocks = ceil_div(shape.c, tile.vectors * simd()) * ceil_div(shape.ow, tile.mr)
     items = ceil_div(shape.n * shape.oh * blocks, threads)
-    return items * (taps + 8 * cells + TILE_CYCLES) + _waiting(shape, tile, threads)
+    computing = items * (taps + 8 * cells + TILE_CYCLES)
+    return computing + _waiting(shape, tile, threads, computing)
 
 
-def _waiting(shape: WindowShape, tile: WindowTile, threads: int) -> float:
+def _waiting(shape: WindowShape, tile: WindowTile, threads: int, computing: float) -> float:
     """Cycles in which data that is not in L2 is waited for.
 
     A tile reads all its input columns in turns, each a stream of its own: the more there are, the
-    less the hardware fetches ahead.
+    less the hardware fetches ahead.  What is asked for arrives while others are computed.
     """
-    vectors = shape.n * (shape.h * shape.w + shape.oh * shape.ow) * shape.c / simd()
-    nbytes = 4 * simd() * vectors
+    vectors = shape.n * (shape.h * shape.w + shape.oh * shape.ow) * shape.c / simd() / threads
+    nbytes = 4 * simd() * vectors * threads
     if nbytes <= L2_BYTES * threads:
         return 0.0
+    near, far = core().asked if shape.far else (0.0, 0.0)
     columns = (tile.mr - 1) * shape.stride[1] + (shape.kw - 1) * shape.dilation[1] + 1
-    wait = COLUMN_FROM_L3 if nbytes <= L3_BYTES else COLUMN_FROM_MEMORY
-    return wait * columns * vectors / threads
+    if nbytes <= L3_BYTES:
+        wait, arriving = COLUMN_FROM_L3, near
+    else:
+        wait, arriving = COLUMN_ASKED if far else COLUMN_FROM_MEMORY, far
+    return wait * columns * vectors + max(0.0, arriving * vectors - computing)
 
 
 def window_tiles(shape: WindowShape, threads: int) -> list[tuple[float, WindowTile]]:

@@ -18,33 +18,43 @@ class Core:
     """Vectors of `lanes` float32, in so many `registers`.
 
     most_rows: of a register tile of products; each row takes a register for its address too.
+    memory_bytes: in a cycle, to all threads together, where they read on and on.
     l2_cycles: in which L2 delivers a vector.
     line_cycles, row_cycles: what a vector of weights and a row cost in each step of a product,
         beside their multiply-adds.
+    addressed_rows: of a tile of a convolution that may lie at no fixed distances; more are slower.
     far_bytes: from the last-level cache in a cycle, while one register tile follows another.
     deep: what a panel costs that is larger than a third of L2, as a part of the time for each L2.
     exposed: the part of the rows' way from the last-level cache that no arithmetic hides; of the
         weights', which are asked for ahead of time, a quarter as much.
     doubt: estimates of products that differ by less, as a part of them, say nothing.
+    asked: cycles in which a vector of images arrives, from the last-level cache and from memory,
+        where windows ask for rows ahead of time; they do not if it is 0.
+    columns: vectors of columns that are reduced together, which memory delivers in one piece.
     """
 
     lanes: int
     registers: int
     most_rows: int
+    addressed_rows: int
     far_bytes: int
+    memory_bytes: float
     l2_cycles: float = 1.0
     line_cycles: float = 0.0
     row_cycles: float = 0.0
     deep: float = 0.0
     exposed: float = 0.0
     doubt: float = 0.0
+    asked: tuple[float, float] = (0.0, 0.0)
+    columns: int = 4
 
 
 # Fitted to AMD Milan, where the caches keep up, and to Intel Cascade Lake, where they do not.
-AVX2: Final = Core(lanes=8, registers=16, most_rows=7, far_bytes=64)
-AVX512: Final = Core(lanes=16, registers=32, most_rows=10, far_bytes=9, l2_cycles=2.2,
-                     line_cycles=0.4, row_cycles=0.05, deep=0.45, exposed=0.6,
-                     doubt=0.03)  # fmt: skip
+AVX2: Final = Core(lanes=8, registers=16, most_rows=7, addressed_rows=6, far_bytes=64,
+                   memory_bytes=5.0)  # fmt: skip
+AVX512: Final = Core(lanes=16, registers=32, most_rows=10, addressed_rows=14, far_bytes=9,
+                     memory_bytes=7.5, l2_cycles=2.2, line_cycles=0.4, row_cycles=0.05, deep=0.45,
+                     exposed=0.6, doubt=0.03, asked=(7.5, 13.0), columns=16)  # fmt: skip
 CORES: Final = {core.lanes: core for core in (AVX2, AVX512)}
 # What 512-bit code needs: the arithmetic, its 256-bit and 128-bit forms, and float logic.
 _WIDE = frozenset({"avx512f", "avx512vl", "avx512dq", "avx512bw"})

@@ -97,7 +97,7 @@ def gemm_cycles(
     tiles = ceil_div(row_tiles * panels // together, threads) * together
     computing = tiles * (shape.k * step + around)
     reading = 4 * shape.k * nr * ceil_div(panels, threads) / core().far_bytes
-    return max(computing, reading)
+    return max(computing, reading) + core().exposed / 2 * min(computing, reading)
 
 
 def gemm_tiles(shape: GemmShape, threads: int, packed: bool = True) -> list[tuple[float, Tile]]:

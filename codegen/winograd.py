@@ -16,7 +16,7 @@ from plait.codegen.conv_tiles import (
     efficiency,
     floats_per_cycle,
 )
-from plait.codegen.core import simd
+from plait.codegen.core import core, simd
 from plait.codegen.tiles import L2_BYTES, L3_BYTES, PARALLEL_CYCLES, ceil_div
 from plait.ir.winograd import POINTS, TAPS
 
@@ -28,9 +28,9 @@ GROUP_ROWS = 16  # tiles that a panel of weights meets while it is in the first-
 DATA_CYCLES = {2: 90, 4: 170}
 RESULT_CYCLES = {2: 65, 4: 130}
 LAUNCH_CYCLES = 6_000
-# Bytes a cycle, for all threads together: weights from memory and from L3, data to L3 and back;
-# and the bytes of weights that stay there.
-FROM_MEMORY, FROM_L3, THROUGH_L3 = 5.0, 12.0, 36.0
+# Bytes a cycle, for all threads together: weights from L3, data to L3 and back; and the bytes of
+# weights that stay there.
+FROM_L3, THROUGH_L3 = 12.0, 36.0
 L3_WEIGHT_BYTES = L3_BYTES // 2
 
 
@@ -98,8 +98,9 @@ def winograd_cycles(shape: ConvShape, tile: WinogradTile, threads: int) -> float
     items = ceil_div(ceil_div(tile.block, tile.rows) * panels, threads)
     products = items * (tile.group * planes * step + result)
     weights = 4 * planes * shape.inputs * panels * tile.nr
-    again = FROM_L3 if weights <= L3_WEIGHT_BYTES else FROM_MEMORY
-    streams = weights / FROM_MEMORY + (blocks - 1) * weights / again
+    memory = core().memory_bytes
+    again = FROM_L3 if weights <= L3_WEIGHT_BYTES else memory
+    streams = weights / memory + (blocks - 1) * weights / again
     held = 4 * planes * shape.inputs * tile.block
     spilled = 0 if held <= 2 * L2_BYTES else 2 * held / THROUGH_L3
     data = ceil_div(tile.block, threads) * shape.inputs / simd() * DATA_CYCLES[tile.m]

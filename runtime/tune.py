@@ -45,7 +45,7 @@ from plait.runtime.opening import open_tvm
 
 TUNED = "tuned"  # kind of cache entry
 FORMAT = 2
-KEPT = 12  # candidates of a kernel that are measured
+KEPT = 8  # candidates of a kernel that are measured
 HOPELESS = 2.5  # candidates estimated to take so many times the best are not
 MARGIN = 1.02
 ROUNDS = 9
@@ -349,7 +349,7 @@ def _random(type: TensorType, rng: Any) -> Any:
     """Data for a kernel's operand; small integers, since they may be indices."""
     shape = type.static("tuning")
     if type.dtype.is_float:
-        return rng.standard_normal(shape).astype(type.dtype.numpy)
+        return rng.standard_normal(shape, np.float32).astype(type.dtype.numpy, copy=False)
     return np.zeros(shape, type.dtype.numpy)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from tvm import tirx
 
-from plait.codegen.core import simd
+from plait.codegen.core import core, simd
 from plait.codegen.tvm.loops import (
     LEAST,
     PARALLEL_WORK,
@@ -28,6 +28,8 @@ from plait.ir import expr as e
 
 PrimExpr = Any
 Stmt = Any
+CHEAP = 8  # operations an element
+MANY_TILES = 16
 
 
 class Columns(Phases):
@@ -117,9 +119,16 @@ class Columns(Phases):
         return self.n.store(v, out, self._row_at(lane))
 
 
-def _widths() -> list[int]:
-    """Columns that are reduced together: four vectors, one, and single ones for the tail."""
-    return [4 * simd(), simd(), *([LEAST] if simd() > LEAST else []), 1]
+def _widths(nest: Nest, rows: int, columns: int) -> list[int]:
+    """Columns that are reduced together: many or four vectors, one, and single ones for the tail.
+
+    Many where a level is one cheap sum, whose accumulators are all that registers hold, and where
+    enough tiles are left to share among threads.
+    """
+    wide = core().columns * simd()
+    lean = nest.cost <= CHEAP and all(len(nest.reductions(k + 1)) == 1 for k in range(nest.depth))
+    many = [wide] if lean and rows * (columns // wide) >= MANY_TILES else []
+    return [*many, 4 * simd(), simd(), *([LEAST] if simd() > LEAST else []), 1]
 
 
 def columns(nest: Nest) -> list[Stmt]:
@@ -140,7 +149,7 @@ def columns(nest: Nest) -> list[Stmt]:
 
     parts: list[Stmt] = []
     at = 0
-    for width in _widths():
+    for width in _widths(nest, rows, inner):
         tiles = (inner - at) // width
         if not tiles:
             continue

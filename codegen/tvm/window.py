@@ -14,12 +14,12 @@ from typing import Any
 from tvm import tirx
 
 from plait.codegen.conv_tiles import WindowShape, WindowTile, window_tiles
-from plait.codegen.core import simd
+from plait.codegen.core import core, simd
 from plait.codegen.schedule import Schedule
 from plait.codegen.target import Candidate, Template
 from plait.codegen.tvm.access import source_input
 from plait.codegen.tvm.image import ZERO, Ports, Windowed
-from plait.codegen.tvm.loops import Memory, apart, loop, sequence
+from plait.codegen.tvm.loops import Memory, apart, loop, prefetch, sequence
 from plait.codegen.tvm.register_tile import UNROLLED, lanes_of, vectorized
 from plait.codegen.tvm.scalars import const
 from plait.ir import expr as e
@@ -29,6 +29,7 @@ from plait.passes.select import Selection
 
 PrimExpr = Any
 Stmt = Any
+LINE = 16  # elements of a cache line
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class WindowNest:
         n, c, h, w = windowed.steps
         self.steps = (n, c, w, h) if self.turned else windowed.steps
         self.op = windowed.node.op
+        # In a kernel of several bodies the data lies in scratch, which L2 holds.
+        self.asking = any(core().asked) and self.shape.far and not places and self.steps[1] == 1
         self.weight: Any = None
         if self.op == "conv":
             packed = source_input(windowed.body, windowed.node.operands[1])
@@ -146,6 +149,7 @@ class Tile:
         start = const(self.nest.start, "float32")
         return sequence([
             tirx.AllocBuffer(self.acc),
+            self._ask() if self.nest.asking else None,
             self._each(range(self.columns.size),
                        lambda at, m, c: tirx.BufferStore(self.acc, start, [at])),
             self._rows(),
@@ -180,6 +184,22 @@ class Tile:
             return tirx.IfThenElse(low < high, self._taps(ZERO, top), None)
         var = tirx.Var("kh", "int32")
         return tirx.For(var, low, high - low, tirx.ForKind.SERIAL, self._taps(var, top))
+
+    def _ask(self) -> Stmt:
+        """Ask for what the windows below read here and these do not."""
+        s, (n, ch, h, w) = self.nest.shape, self.nest.steps
+        down, right = s.stride
+        last = self.i * down - s.low[0] + (s.kh - 1) * s.dilation[0]
+        left = self.first * right - s.low[1]
+        data, start = self.nest.ports.data, self.b * n + self.c * ch + self.nest.ports.data_start
+
+        def pixel(k: PrimExpr) -> Stmt:
+            column = tirx.max(tirx.min(left + k, s.w - 1), 0)
+            rows = [tirx.min(last + 1 + r, s.h - 1) for r in range(down)]
+            return sequence([prefetch(data, start + row * h + column * w + line)
+                             for row in rows for line in range(0, self.width, LINE)])  # fmt: skip
+
+        return loop(self.columns.size * right, pixel, UNROLLED, "ask")
 
     def _taps(self, r: PrimExpr, top: PrimExpr) -> Stmt:
         """The taps of one kernel row."""

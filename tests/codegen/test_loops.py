@@ -146,6 +146,7 @@ def _column_cases() -> Iterator[Case]:
                ((3, 7, 13),))  # fmt: skip
     image = of(t.f32, 2, 19, 3, 5, layout=(0, 2, 3, 1))
     yield Case("columns of an image", lambda b, x: total(b, x, (2, 3)) * 0.1, (image,))
+    yield Case("columns wide", lambda b, x: total(b, x, (1,)), ((8, 5, 600),))
     yield Case("columns empty", lambda b, x: total(b, x, (0,)), ((0, 9),))
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from plait.codegen.conv_tiles import WindowShape, WindowTile, choose_window_tile
+from plait.codegen.core import AVX512, making_for
 from plait.ir import types as t
 from plait.ir.builder import Builder, Value
 from plait.ir.types import TensorType
@@ -48,6 +50,9 @@ WINDOWS: list[tuple[Pair, Pair, Pair, Pair, Pair, Pair]] = [
     ((1, 16, 30), (3,), (2,), (0,), (1,), (2,)),
     ((1, 40, 7, 7), (7, 7), (1, 1), (0, 0), (0, 0), (1, 1)),
     ((1, 3, 12, 12), (3, 3), (2, 2), (0, 0), (1, 1), (1, 1)),
+    # Beyond L2: rows are asked for ahead.
+    ((3, 56, 61, 57), (3, 3), (2, 1), (1, 1), (0, 1), (1, 1)),
+    ((1, 40, 120, 119), (2, 3), (1, 2), (-1, 0), (0, -1), (2, 1)),
 ]
 
 
@@ -130,3 +135,11 @@ def test_integers_are_left_to_the_generic_template() -> None:
 )
 def test_tile(shape: WindowShape, tile: WindowTile) -> None:
     assert choose_window_tile(shape, threads=2) == tile
+
+
+@pytest.mark.parametrize("images", [1, 8], ids=["from L3", "from memory"])
+def test_tiles_are_of_one_column_where_rows_that_are_asked_for_arrive_slower(images: int) -> None:
+    shape = WindowShape(images, 112, 112, 96, 3, 3, (2, 2), (1, 1), (1, 1))
+    with making_for(AVX512):
+        assert choose_window_tile(shape, threads=2).mr == 1
+        assert choose_window_tile(replace(shape, h=28, w=28, n=1), threads=2).mr > 1
