@@ -18,18 +18,18 @@ class Core:
     """Vectors of `lanes` float32, in so many `registers`.
 
     most_rows: of a register tile of products; each row takes a register for its address too.
-    memory_bytes: in a cycle, to all threads together, where they read on and on.
+    addressed_rows: of a tile of a convolution that may lie at no fixed distances; more are slower.
+    far_bytes: from the last-level cache in a cycle, while one register tile follows another.
+    memory_bytes: from memory in a cycle, for all threads together, read on and on.
     l2_cycles: in which L2 delivers a vector.
     line_cycles, row_cycles: what a vector of weights and a row cost in each step of a product,
         beside their multiply-adds.
-    addressed_rows: of a tile of a convolution that may lie at no fixed distances; more are slower.
-    far_bytes: from the last-level cache in a cycle, while one register tile follows another.
     deep: what a panel costs that is larger than a third of L2, as a part of the time for each L2.
-    exposed: the part of the rows' way from the last-level cache that no arithmetic hides; of the
-        weights', which are asked for ahead of time, a quarter as much.
+    exposed: the part of the rows' way from the last-level cache that no arithmetic hides; half as
+        much of the weights' first way; of later ones, asked for ahead of time, a quarter.
     doubt: estimates of products that differ by less, as a part of them, say nothing.
     asked: cycles in which a vector of images arrives, from the last-level cache and from memory,
-        where windows ask for rows ahead of time; they do not if it is 0.
+        where windows ask for rows ahead of time; where it is 0 they do not ask.
     columns: vectors of columns that are reduced together, which memory delivers in one piece.
     """
 

@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("tvm", reason="TVM comes with the compile extra")
 
 from plait.codegen.cpu import host_core
+from plait.codegen.plan import Call
 from plait.codegen.tvm.target import cpu_target
 from plait.ir import types as t
 from plait.ir.builder import Builder
@@ -117,6 +118,19 @@ def test_the_first_candidate_stays_unless_another_is_faster_beyond_doubt() -> No
     assert tune.fastest({0: first, 1: first * 0.9}) == 1
     assert tune.fastest({0: first, 1: first * 0.99}) == 0
     assert tune.fastest({0: first, 1: np.array([0.5, 1.3, 1.3, 1.3])}) == 0
+
+
+def test_the_first_candidate_is_not_the_first_to_run() -> None:
+    """It would be alone in finding new memory for its results, and sleeping threads."""
+    task = tune.tasks(model(), TARGET)[0]
+    steps = tune.Race(task, TARGET).models[0].plan.steps
+    last = len(task.candidates) - 1
+    symbols = [step.symbol for step in steps if isinstance(step, Call)]
+    assert symbols == [f"k_{k}" for k in (last, *range(last + 1))]
+    weights = [{a.byte_offset for a in step.args if a.space == "weights"}
+               for step in steps if isinstance(step, Call)]  # fmt: skip
+    assert weights[0]
+    assert not any(weights[0] & others for others in weights[1:]), "they must come from memory"
 
 
 def test_a_candidate_with_another_result_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
