@@ -48,7 +48,8 @@ FORMAT = 2
 KEPT = 8  # candidates of a kernel that are measured
 HOPELESS = 2.5  # candidates estimated to take so many times the best are not
 MARGIN = 1.02
-ROUNDS = 9
+ROUNDS, MOST_ROUNDS = 9, 100
+SECONDS = 0.03  # of rounds beyond the least: of equals that run for microseconds one is lucky
 COLD_BYTES = 48 << 20  # so many bytes of weights in turns leave none in the last-level cache
 MOST_COPIES = 16
 MOST_BYTES = 1 << 30  # of weights of all candidates of a kernel
@@ -178,13 +179,16 @@ def tune(
     progress("done", len(todo), len(todo))
 
 
-def measure(task: Task, target: Target, rounds: int = ROUNDS) -> Record:
+def measure(task: Task, target: Target) -> Record:
     """Run a kernel's candidates in turns and choose one.
 
     A candidate whose result does not agree with the first one's is left out.
     """
     race = Race(task, target)
-    samples = race.run(rounds)
+    samples = race.run(ROUNDS)
+    rounds = int(SECONDS / sum(float(np.median(s)) for s in samples.values()))
+    if rounds > ROUNDS:
+        samples = race.run(min(rounds, MOST_ROUNDS))
     best = fastest(samples)
     chosen, first = task.candidates[best].selection, task.candidates[0].selection
     return Record(
