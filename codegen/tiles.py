@@ -97,6 +97,7 @@ def gemm_cycles(
     tiles = ceil_div(row_tiles * panels // together, threads) * together
     computing = tiles * (shape.k * step + around)
     reading = 4 * shape.k * nr * ceil_div(panels, threads) / core().far_bytes
+    # Neither hides all of the other.
     return max(computing, reading) + core().exposed / 2 * min(computing, reading)
 
 

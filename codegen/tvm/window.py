@@ -193,9 +193,12 @@ class Tile:
         left = self.first * right - s.low[1]
         data, start = self.nest.ports.data, self.b * n + self.c * ch + self.nest.ports.data_start
 
+        def inside(at: PrimExpr, size: int) -> PrimExpr:
+            return tirx.max(tirx.min(at, size - 1), 0)
+
         def pixel(k: PrimExpr) -> Stmt:
-            column = tirx.max(tirx.min(left + k, s.w - 1), 0)
-            rows = [tirx.min(last + 1 + r, s.h - 1) for r in range(down)]
+            column = inside(left + k, s.w)
+            rows = [inside(last + 1 + r, s.h) for r in range(down)]
             return sequence([prefetch(data, start + row * h + column * w + line)
                              for row in rows for line in range(0, self.width, LINE)])  # fmt: skip
 
