@@ -20,6 +20,7 @@ from threading import Barrier
 import numpy as np
 
 from plait.codegen.cpu import host_core, host_features
+from plait.codegen.plan import aligned_empty
 from plait.ir.errors import EnvironmentProblem
 
 ROUNDS = 100_000  # of multiply-adds, one in each accumulator: long enough for a clock
@@ -58,9 +59,11 @@ def flops_per_second(threads: int) -> float:
 
 
 def copied_bytes_per_second(threads: int) -> float:
-    """Bytes read and bytes written a second."""
+    """Bytes read and bytes written a second, between arrays that lie as in an arena."""
     size = COPIED_BYTES // threads
-    pairs = [(np.zeros(size, np.uint8), np.ones(size, np.uint8)) for _ in range(threads)]
+    pairs = [(aligned_empty(size), aligned_empty(size)) for _ in range(threads)]
+    for target, source in pairs:
+        target[:], source[:] = 0, 1
     seconds = _shortest(lambda k: np.copyto(*pairs[k]), TRIES_OF_COPY, threads)
     return 2 * size * threads / seconds
 
