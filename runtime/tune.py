@@ -30,6 +30,7 @@ from plait.codegen.plan import (
     place_weights,
 )
 from plait.codegen.target import Candidate, Target
+from plait.codegen.tiles import ceil_div
 from plait.ir.agreement import compare
 from plait.ir.builder import Builder
 from plait.ir.graph import Attrs, Graph, Node
@@ -44,12 +45,14 @@ from plait.runtime.loader import Library
 from plait.runtime.opening import open_tvm
 
 TUNED = "tuned"  # kind of cache entry
-FORMAT = 2
+FORMAT = 3  # 2: the first candidate was measured too slow
 KEPT = 8  # candidates of a kernel that are measured
 HOPELESS = 2.5  # candidates estimated to take so many times the best are not
 MARGIN = 1.02
 ROUNDS, MOST_ROUNDS = 9, 100
-SECONDS = 0.03  # of rounds beyond the least: of equals that run for microseconds one is lucky
+SECONDS = (
+    0.03  # of rounds, if the least take less: of equals that run for microseconds one is lucky
+)
 COLD_BYTES = 48 << 20  # so many bytes of weights in turns leave none in the last-level cache
 MOST_COPIES = 16
 MOST_BYTES = 1 << 30  # of weights of all candidates of a kernel
@@ -288,7 +291,7 @@ class Race:
         )
         objects = [code[job.symbol].data for job in jobs]
         library = Library([*objects, compile_main(plan, machine)])
-        copies = max(1, min(MOST_COPIES, COLD_BYTES // max(1, plan.weights_bytes)))
+        copies = max(1, min(MOST_COPIES, ceil_div(COLD_BYTES, max(1, plan.weights_bytes))))
         self.models = [CompiledModel(plan, library, pack_weights(placed, weights), threads)
                        for _ in range(copies)]  # fmt: skip
 

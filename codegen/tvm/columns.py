@@ -25,11 +25,12 @@ from plait.codegen.tvm.loops import (
 from plait.codegen.tvm.nest import Nest, Phases, Read
 from plait.codegen.tvm.scalars import const, tir_dtype
 from plait.ir import expr as e
+from plait.ir import types as t
 
 PrimExpr = Any
 Stmt = Any
 CHEAP = 8  # operations an element
-MANY_TILES = 16
+MANY_TILES = 16  # so many that one more or less for a thread is little
 
 
 class Columns(Phases):
@@ -122,12 +123,16 @@ class Columns(Phases):
 def _widths(nest: Nest, rows: int, columns: int) -> list[int]:
     """Columns that are reduced together: many or four vectors, one, and single ones for the tail.
 
-    Many where a level is one cheap sum, whose accumulators are all that registers hold, and where
-    enough tiles are left to share among threads.
+    Many where a level is one cheap reduction, whose accumulators are all that registers hold,
+    where enough tiles are left to share among threads, and where that adds no second loop.
     """
     wide = core().columns * simd()
-    lean = nest.cost <= CHEAP and all(len(nest.reductions(k + 1)) == 1 for k in range(nest.depth))
-    many = [wide] if lean and rows * (columns // wide) >= MANY_TILES else []
+    levels = [nest.reductions(k + 1) for k in range(nest.depth)]
+    lean = nest.cost <= CHEAP and all(
+        len(level) == 1 and nest.reduction(level[0])[2] == t.f32 for level in levels
+    )
+    whole = columns % wide == 0 or columns % (4 * simd()) != 0
+    many = [wide] if lean and whole and rows * (columns // wide) >= MANY_TILES else []
     return [*many, 4 * simd(), simd(), *([LEAST] if simd() > LEAST else []), 1]
 
 

@@ -25,11 +25,12 @@ from plait.codegen.tvm.scalars import const
 from plait.ir import expr as e
 from plait.ir import types as t
 from plait.ir.graph import Graph
+from plait.ir.types import LINE_BYTES
 from plait.passes.select import Selection
 
 PrimExpr = Any
 Stmt = Any
-LINE = 16  # elements of a cache line
+LINE = LINE_BYTES // 4  # elements
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,9 @@ class WindowNest:
         n, c, h, w = windowed.steps
         self.steps = (n, c, w, h) if self.turned else windowed.steps
         self.op = windowed.node.op
-        # In a kernel of several bodies the data lies in scratch, which L2 holds.
-        self.asking = any(core().asked) and self.shape.far and not places and self.steps[1] == 1
+        # Scratch, whose place is computed, lies in L2.
+        known = isinstance(self.ports.data_start, int)
+        self.asking = any(core().asked) and self.shape.asks and known and self.steps[1] == 1
         self.weight: Any = None
         if self.op == "conv":
             packed = source_input(windowed.body, windowed.node.operands[1])
@@ -187,18 +189,19 @@ class Tile:
 
     def _ask(self) -> Stmt:
         """Ask for what the windows below read here and these do not."""
-        s, (n, ch, h, w) = self.nest.shape, self.nest.steps
+        s, (n, _, h, w) = self.nest.shape, self.nest.steps
         down, right = s.stride
+        new = range(down, 0, -s.dilation[0])[: s.kh]
         last = self.i * down - s.low[0] + (s.kh - 1) * s.dilation[0]
-        left = self.first * right - s.low[1]
-        data, start = self.nest.ports.data, self.b * n + self.c * ch + self.nest.ports.data_start
+        left = self.first * right - min(s.low[1], 0)
+        data, start = self.nest.ports.data, self.b * n + self.c + self.nest.ports.data_start
 
         def inside(at: PrimExpr, size: int) -> PrimExpr:
             return tirx.max(tirx.min(at, size - 1), 0)
 
         def pixel(k: PrimExpr) -> Stmt:
             column = inside(left + k, s.w)
-            rows = [inside(last + 1 + r, s.h) for r in range(down)]
+            rows = [inside(last + r, s.h) for r in new]
             return sequence([prefetch(data, start + row * h + column * w + line)
                              for row in rows for line in range(0, self.width, LINE)])  # fmt: skip
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from plait.codegen.conv_tiles import WindowShape, WindowTile, choose_window_tile
-from plait.codegen.core import AVX512, making_for
+from plait.codegen.core import AVX512, Core, making_for
+from plait.codegen.tvm.target import cpu_target
 from plait.ir import types as t
 from plait.ir.builder import Builder, Value
 from plait.ir.types import TensorType
@@ -98,6 +99,20 @@ def test_max_pool_keeps_nan() -> None:
     x_value[0, 0, 0, 0] = -np.inf
     graph = b.finish([b.emit("max_pool", x, window=(3, 3), **attrs)])
     check(graph, [x_value], "pool", exact=True)
+
+
+@both_cores
+@pytest.mark.parametrize(("rows", "far"), [(65, True), (17, False)])
+def test_rows_beyond_l2_are_asked_for_where_the_core_gains_by_it(
+    core: Core, rows: int, far: bool
+) -> None:
+    b = Builder()
+    x = b.input(TensorType(t.f32, (1, 64, rows, 160), (0, 2, 3, 1)))
+    attrs = window(stride=(1, 1), low=(1, 1), high=(1, 1), dilation=(1, 1))
+    body = b.finish([b.emit("max_pool", x, window=(3, 3), **attrs)])
+    tile = f"pool{{mr=2 vectors=1 chunks=1 parallel=0 vector={core.lanes}}}"
+    asks = "llvm.prefetch" in cpu_target(2, core).build(body, tile).script()
+    assert asks == (far and core == AVX512)
 
 
 @both_cores
