@@ -68,10 +68,9 @@ class WindowShape:
         return max(*self.low, *self.high) > 0
 
     @property
-    def asks(self) -> bool:
-        """Whether it is worth to ask for the rows of the windows below: there are any, and the
-        images are too large for the L2 caches of a few threads."""
-        return self.oh > 1 and self.n * self.h * self.w * self.c > L2_BYTES
+    def far(self) -> bool:
+        """Whether the images are too large for the L2 caches of a few threads."""
+        return 4 * self.n * self.h * self.w * self.c > 4 * L2_BYTES
 
     @property
     def pointwise(self) -> bool:
@@ -224,10 +223,11 @@ def conv_cycles(shape: ConvShape, mr: int, nr: int, threads: int) -> float:
             speed *= 0.6
     panels = shape.groups * ceil_div(shape.outputs, nr)
     tiles = ceil_div(panels * ceil_div(window.positions, mr), threads)
-    if 4 * shape.taps * nr <= L2_BYTES:
-        return tiles * (shape.taps * mr * nr / speed + overhead)
-    # A panel that L2 does not hold comes from memory once, and then again for every tile.
     first = 4 * shape.taps * nr * panels / MEMORY_BYTES
+    if 4 * shape.taps * nr <= L2_BYTES:
+        late = core().exposed / 2 * first  # although they are asked for ahead of time
+        return tiles * (shape.taps * mr * nr / speed + overhead) + late
+    # A panel that L2 does not hold comes from memory once, and then again for every tile.
     return tiles * (shape.taps * mr * nr / speed * lateness(mr) + overhead) + first
 
 
@@ -242,11 +242,9 @@ def conv_tiles(shape: ConvShape, threads: int) -> list[tuple[float, ConvTile]]:
         tile = ConvTile(mr, nr, "oc", threads > 1)
         panels = shape.groups * tile.panels(shape)
         oc, pos = _order_factors(shape, cycles, mr, nr * panels)
-        # Not all of the weights' way from memory is hidden.
-        late = core().exposed / 2 * 4 * shape.taps * nr * panels / MEMORY_BYTES
-        found.append((cycles * (oc if panels > 1 else 1.0) + late, tile))
+        found.append((cycles * (oc if panels > 1 else 1.0), tile))
         if panels > 1:
-            found.append((cycles * pos + late, replace(tile, order="pos")))
+            found.append((cycles * pos, replace(tile, order="pos")))
     return sorted(found, key=lambda c: (c[0], c[1].mr, c[1].nr))
 
 
@@ -293,7 +291,7 @@ class WindowTile:
     parallel: bool = True
 
 
-def window_cycles(shape: WindowShape, tile: WindowTile, threads: int, asks: bool = True) -> float:
+def window_cycles(shape: WindowShape, tile: WindowTile, threads: int) -> float:
     """Cycles of the busiest thread for windows that keep channels apart.
 
     A tap is one load for each accumulator and one for each vector of weights, two a cycle; 8
@@ -304,24 +302,20 @@ def window_cycles(shape: WindowShape, tile: WindowTile, threads: int, asks: bool
     blocks = ceil_div(shape.c, tile.vectors * simd()) * ceil_div(shape.ow, tile.mr)
     items = ceil_div(shape.n * shape.oh * blocks, threads)
     computing = items * (taps + 8 * cells + TILE_CYCLES)
-    asked = core().asked if asks and shape.asks else (0.0, 0.0)
-    return computing + _waiting(shape, tile, threads, computing, asked)
+    return computing + _waiting(shape, tile, threads, computing)
 
 
-def _waiting(
-    shape: WindowShape, tile: WindowTile, threads: int, computing: float,
-    asked: tuple[float, float],
-) -> float:  # fmt: skip
+def _waiting(shape: WindowShape, tile: WindowTile, threads: int, computing: float) -> float:
     """Cycles in which data that is not in L2 is waited for.
 
     A tile reads all its input columns in turns, each a stream of its own: the more there are, the
-    less the hardware fetches ahead.  What is asked for arrives while tiles are computed.
+    less the hardware fetches ahead.  What is asked for arrives while others are computed.
     """
     vectors = shape.n * (shape.h * shape.w + shape.oh * shape.ow) * shape.c / simd() / threads
     nbytes = 4 * simd() * vectors * threads
     if nbytes <= L2_BYTES * threads:
         return 0.0
-    near, far = asked
+    near, far = core().asked if shape.far else (0.0, 0.0)
     columns = (tile.mr - 1) * shape.stride[1] + (shape.kw - 1) * shape.dilation[1] + 1
     if nbytes <= L3_BYTES:
         wait, arriving = COLUMN_FROM_L3, near
@@ -330,10 +324,8 @@ def _waiting(
     return wait * columns * vectors + max(0.0, arriving * vectors - computing)
 
 
-def window_tiles(
-    shape: WindowShape, threads: int, asks: bool = True
-) -> list[tuple[float, WindowTile]]:
-    """Estimated cycles and tile of every candidate, best first, for windows that may ask ahead."""
+def window_tiles(shape: WindowShape, threads: int) -> list[tuple[float, WindowTile]]:
+    """Estimated cycles and tile of every candidate, best first."""
     vectors = shape.positions * ceil_div(shape.c, simd())
     parallel = threads > 1 and vectors * shape.kh * shape.kw > PARALLEL_CYCLES
     chunks = _even_chunks(shape, threads) if parallel else 1
@@ -342,7 +334,7 @@ def window_tiles(
         for wide in (1, 2, 4):
             if wide == 1 or (mr * wide <= 8 and shape.c // chunks >= wide * simd()):
                 tile = WindowTile(mr, wide, chunks, parallel)
-                cycles = window_cycles(shape, tile, threads if parallel else 1, asks)
+                cycles = window_cycles(shape, tile, threads if parallel else 1)
                 found.append((cycles, tile))
     return sorted(found, key=lambda c: (c[0], -c[1].mr))
 

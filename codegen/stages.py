@@ -20,7 +20,6 @@ from plait.codegen.conv_tiles import (
     efficiency,
     window_cycles,
     window_shape,
-    window_tiles,
 )
 from plait.codegen.core import Core, core
 from plait.codegen.schedule import Schedule
@@ -75,23 +74,14 @@ class Stage:
         if self.kind == "nest":
             return 0.0  # the same in any order: it cancels
         if self.window is not None and self.kind == "window":
-            whole = window_cycles(self.window, self.columns, 1, asks=False)
-            return count / self.positions * whole
+            return count / self.positions * window_cycles(self.window, self.columns, 1)
         return _best_rows(count, self.inputs, self.channels, self.schedule.number("nr"))[1]
 
     @property
     def columns(self) -> WindowTile:
         """The tile of a window's columns, all channels by one thread."""
-        if self.window is not None and any(core().asked):
-            return _near_tile(core(), self.window)  # the kernel's own is for data from far away
         number = self.schedule.number
         return WindowTile(number("mr"), number("vectors"), 1, False)
-
-
-@cache
-def _near_tile(of: Core, window: WindowShape) -> WindowTile:
-    """The tile of windows over data that L2 holds."""
-    return window_tiles(window, 1, asks=False)[0][1]
 
 
 def column(positions: int, inputs: int, channels: int) -> ConvShape:
