@@ -68,9 +68,10 @@ class WindowShape:
         return max(*self.low, *self.high) > 0
 
     @property
-    def far(self) -> bool:
-        """Whether the images are too large for the L2 caches of a few threads."""
-        return 4 * self.n * self.h * self.w * self.c > 4 * L2_BYTES
+    def asks(self) -> bool:
+        """Whether rows are worth asking for while the windows above them are computed: those are
+        not all, and the images are larger than the L2 caches of four threads."""
+        return self.oh > 1 and self.n * self.h * self.w * self.c > L2_BYTES
 
     @property
     def pointwise(self) -> bool:
@@ -225,7 +226,7 @@ def conv_cycles(shape: ConvShape, mr: int, nr: int, threads: int) -> float:
     tiles = ceil_div(panels * ceil_div(window.positions, mr), threads)
     first = 4 * shape.taps * nr * panels / MEMORY_BYTES
     if 4 * shape.taps * nr <= L2_BYTES:
-        late = core().exposed / 2 * first  # although they are asked for ahead of time
+        late = core().exposed / 2 * first  # what arithmetic does not hide of the way from memory
         return tiles * (shape.taps * mr * nr / speed + overhead) + late
     # A panel that L2 does not hold comes from memory once, and then again for every tile.
     return tiles * (shape.taps * mr * nr / speed * lateness(mr) + overhead) + first
@@ -309,13 +310,13 @@ def _waiting(shape: WindowShape, tile: WindowTile, threads: int, computing: floa
     """Cycles in which data that is not in L2 is waited for.
 
     A tile reads all its input columns in turns, each a stream of its own: the more there are, the
-    less the hardware fetches ahead.  What is asked for arrives while others are computed.
+    less the hardware fetches ahead.  What is asked for arrives while tiles are computed.
     """
     vectors = shape.n * (shape.h * shape.w + shape.oh * shape.ow) * shape.c / simd() / threads
     nbytes = 4 * simd() * vectors * threads
     if nbytes <= L2_BYTES * threads:
         return 0.0
-    near, far = core().asked if shape.far else (0.0, 0.0)
+    near, far = core().asked if shape.asks else (0.0, 0.0)
     columns = (tile.mr - 1) * shape.stride[1] + (shape.kw - 1) * shape.dilation[1] + 1
     if nbytes <= L3_BYTES:
         wait, arriving = COLUMN_FROM_L3, near

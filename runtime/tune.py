@@ -49,10 +49,8 @@ FORMAT = 3  # 2: the first candidate was measured too slow
 KEPT = 8  # candidates of a kernel that are measured
 HOPELESS = 2.5  # candidates estimated to take so many times the best are not
 MARGIN = 1.02
-ROUNDS, MOST_ROUNDS = 9, 100
-SECONDS = (
-    0.03  # of rounds, if the least take less: of equals that run for microseconds one is lucky
-)
+# Of equals that run for microseconds one is lucky in few rounds: such run for so many seconds.
+ROUNDS, MOST_ROUNDS, SECONDS = 9, 100, 0.03
 COLD_BYTES = 48 << 20  # so many bytes of weights in turns leave none in the last-level cache
 MOST_COPIES = 16
 MOST_BYTES = 1 << 30  # of weights of all candidates of a kernel

@@ -58,8 +58,7 @@ class WindowNest:
         self.op = windowed.node.op
         # Scratch, whose place is computed, lies in L2.
         known = isinstance(self.ports.data_start, int)
-        below = self.shape.far and self.shape.oh > 1
-        self.asking = any(core().asked) and below and known and self.steps[1] == 1
+        self.asking = any(core().asked) and self.shape.asks and known and self.steps[1] == 1
         self.weight: Any = None
         if self.op == "conv":
             packed = source_input(windowed.body, windowed.node.operands[1])

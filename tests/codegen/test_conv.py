@@ -16,8 +16,10 @@ from plait.codegen.conv_tiles import (
     ConvTile,
     WindowShape,
     choose_conv_tile,
+    rows_are_regular,
     rows_worth_cutting,
 )
+from plait.codegen.core import Core
 from plait.codegen.schedule import Schedule
 from plait.codegen.tvm.target import cpu_target
 from plait.ir import types as t
@@ -265,6 +267,13 @@ def shape(h: int, c: int, oc: int, k: int, groups: int = 1) -> ConvShape:
 )
 def test_tile(conv: ConvShape, tile: ConvTile) -> None:
     assert choose_conv_tile(conv, threads=2) == tile
+
+
+@both_cores
+def test_rows_of_few_channels_lie_at_fixed_distances(core: Core) -> None:
+    """An address for each of them would cost more than their few terms."""
+    window = WindowShape(1, 224, 224, 3, 7, 7, (2, 2), (3, 3), (3, 3))
+    assert rows_are_regular(window, choose_conv_tile(ConvShape(window, 64), threads=2).mr)
 
 
 def test_images_beyond_the_cache_are_passed_over_once() -> None:

@@ -76,6 +76,12 @@ def test_sums_are_cut_into_equal_parts_whose_panels_leave_room_in_the_cache(
     assert choose_tile(GemmShape(1, 128, 768, k), threads=1).depth == 1  # its panels are narrower
 
 
+def test_few_rows_are_one_tile_where_all_tiles_wait_for_weights() -> None:
+    with making_for(AVX512):
+        chosen = choose_tile(GemmShape(1, 4, 256, 1152), threads=2)
+    assert (chosen.mr, chosen.nr, chosen.depth) == (4, 64, 1)
+
+
 def test_threads_share_whole_panels_where_sums_go_on_in_parts() -> None:
     shape = GemmShape(1, 128, 48, 3072)
     with making_for(AVX512):

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from plait.codegen.conv_tiles import ConvShape, WindowShape
-from plait.codegen.core import simd
+from plait.codegen.conv_tiles import ConvShape, WindowShape, conv_tiles
+from plait.codegen.core import Core, simd
 from plait.codegen.tvm.target import cpu_target
 from plait.codegen.winograd import (
     WinogradTile,
@@ -155,6 +155,12 @@ def test_tile(conv: ConvShape, m: int) -> None:
     assert tile.m == m
     assert tile.block % tile.rows == 0
     assert cycles > 0
+
+
+@both_cores
+@pytest.mark.parametrize("conv", [shape(7, 512, 512), shape(14, 256, 256)])
+def test_many_channels_are_filtered(core: Core, conv: ConvShape) -> None:
+    assert winograd_tiles(conv, threads=2)[0][0] < conv_tiles(conv, threads=2)[0][0]
 
 
 def test_a_small_convolution_runs_on_one_thread() -> None:
