@@ -32,6 +32,7 @@ from plait.runtime import tune
 from plait.runtime.artifact import Contents, TargetCode, write_artifact
 from plait.runtime.cache import KernelCache
 from plait.runtime.executor import CompiledModel
+from plait.runtime.garbage import collected_later
 from plait.runtime.loader import Library
 from plait.runtime.opening import open_tvm
 from plait.runtime.planning import make_plan
@@ -71,6 +72,7 @@ class Module:
     seconds: dict[str, float] = field(default_factory=dict[str, float])
     built: int = 0
 
+    @collected_later()
     def load(self, threads: int | None = None) -> CompiledModel:
         """Link the module into this process."""
         blob = pack_weights(self.plan.weights, self.weights)
@@ -91,6 +93,7 @@ class Module:
         )  # fmt: skip
 
 
+@collected_later()
 def compile_graph(
     graph: Graph,
     *,
