@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plait.ir.errors import PlanError
+from plait.ir.graph import Blob
 from plait.ir.types import DTYPES, LINE_BYTES
 
 Space = Literal["input", "output", "arena", "weights"]
@@ -205,27 +206,33 @@ def place_weights(weights: Iterable[TensorSpec]) -> tuple[WeightSpec, ...]:
     return tuple(placed)
 
 
-def pack_weights(
-    specs: Sequence[WeightSpec], arrays: Mapping[str, NDArray[Any]]
+def gather_weights(
+    specs: Sequence[WeightSpec], constants: Mapping[str, Sequence[Blob]]
 ) -> NDArray[np.uint8]:
-    """The blob (uint8, aligned start) with each array at its place, as the kernels expect it.
+    """The weights as kernels read them (uint8, aligned, read-only), given equal constants by name.
 
-    Raises `PlanError` for an array that does not have the dtype and shape of its spec.
+    The constants lie there from then on and let go of the memory they were in, one by one: it holds
+    a model's weights no more than once.  Raises `PlanError` for one that does not have the dtype
+    and shape of its spec.
     """
-    blob = aligned_empty(max((w.byte_offset + w.nbytes for w in specs), default=0))
+    memory = aligned_empty(max((w.byte_offset + w.nbytes for w in specs), default=0))
     end = 0
     for spec in sorted(specs, key=lambda w: w.byte_offset):
-        blob[end : spec.byte_offset] = 0
+        memory[end : spec.byte_offset] = 0
         end = spec.byte_offset + spec.nbytes
 
-    def copy(spec: WeightSpec) -> None:
-        raw = weight_bytes(spec, arrays[spec.name])
-        blob[spec.byte_offset : spec.byte_offset + spec.nbytes] = raw
+    def move(spec: WeightSpec) -> None:
+        blobs = constants[spec.name]
+        place = memory[spec.byte_offset : spec.byte_offset + spec.nbytes]
+        place[:] = weight_bytes(spec, blobs[0].array)
+        for blob in blobs:
+            blob.move(place)
 
     # Copying lets go of the interpreter's lock, and most of it is the first touch of pages.
     with ThreadPoolExecutor(max_workers=2) as pool:
-        list(pool.map(copy, specs))
-    return blob
+        list(pool.map(move, specs))
+    memory.flags.writeable = False
+    return memory
 
 
 def weight_bytes(spec: TensorSpec, array: NDArray[Any]) -> NDArray[np.uint8]:

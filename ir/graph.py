@@ -40,6 +40,11 @@ class Blob:
         blob._digest = digest
         return blob
 
+    def move(self, memory: Any) -> None:
+        """Lie in `memory` (uint8), which holds the elements in row-major order and stays so."""
+        self.array = memory.view(self.array.dtype).reshape(self.array.shape)
+        self.array.flags.writeable = False
+
     @property
     def type(self) -> TensorType:
         return TensorType(from_numpy(self.array.dtype), tuple(self.array.shape))

@@ -13,10 +13,11 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from plait.codegen.cpu import CpuTarget, host_cpu_model, host_features
-from plait.codegen.plan import Code, ModulePlan, pack_weights
+from plait.codegen.plan import Code, ModulePlan, gather_weights
 from plait.codegen.target import Target
 from plait.ir import op as ops
 from plait.ir.errors import PlanError, Unsupported, UnsupportedOp
@@ -28,7 +29,7 @@ from plait.passes.memory import MemoryPlan
 from plait.passes.pipeline import DEFAULT_PIPELINE, Hook, parse_pipeline
 from plait.passes.select import Selection
 from plait.passes.stripe import Block, Link
-from plait.runtime import tune
+from plait.runtime import tensorfile, tune
 from plait.runtime.artifact import Contents, TargetCode, write_artifact
 from plait.runtime.cache import KernelCache
 from plait.runtime.executor import CompiledModel
@@ -65,18 +66,22 @@ class Module:
     plan: ModulePlan
     memory: MemoryPlan
     objects: tuple[bytes, ...]
-    weights: dict[str, NDArray[Any]]
+    weights_memory: NDArray[np.uint8]
     kernels: tuple[Kernel, ...]
     target: Any
     stages: dict[str, str] = field(default_factory=dict[str, str])
     seconds: dict[str, float] = field(default_factory=dict[str, float])
     built: int = 0
 
+    @property
+    def weights(self) -> dict[str, NDArray[Any]]:
+        """The weights by name, as the kernels read them."""
+        return {w.name: tensorfile.view(w, self.weights_memory) for w in self.plan.weights}
+
     @collected_later()
     def load(self, threads: int | None = None) -> CompiledModel:
         """Link the module into this process."""
-        blob = pack_weights(self.plan.weights, self.weights)
-        return CompiledModel(self.plan, Library(self.objects), blob, threads)
+        return CompiledModel(self.plan, Library(self.objects), self.weights_memory, threads)
 
     def save(
         self,
@@ -116,7 +121,7 @@ def compile_graph(
     from plait.codegen.tvm.target import cpu_target
 
     _check_has_code(graph)
-    began = time.perf_counter()
+    stopwatch = _Stopwatch()
     timing = Timing()
     cache = cache or KernelCache()
     machine = _machine(cpu, cache)
@@ -124,16 +129,18 @@ def compile_graph(
     lowered = parse_pipeline(pipeline).run(graph, context, [timing, *hooks])
     if context.plan is None:
         raise PlanError(f"the pipeline {pipeline!r} makes no memory plan: it lacks `allocate`")
-    seconds = {"passes": time.perf_counter() - began}
+    stopwatch.ends("passes")
     builder = _Kernels(lowered, machine, threads, cache, progress)
     kernels, objects = builder.run()
-    seconds["kernels"] = time.perf_counter() - began - seconds["passes"]
+    stopwatch.ends("kernels")
     calls = {k: (s, builder.parts[s]) for k, s in builder.symbols.items()}
-    plan, weights = make_plan(lowered, context.plan, calls, threads, output_names)
+    plan, constants = make_plan(lowered, context.plan, calls, threads, output_names)
+    weights = gather_weights(plan.weights, constants)
+    stopwatch.ends("weights")
     main = builder.through_cache(f"main-{plan.main_symbol}", lambda: _compile_main(plan, machine))
-    seconds["total"] = time.perf_counter() - began
-    seconds["main"] = seconds["total"] - seconds["passes"] - seconds["kernels"]
+    stopwatch.ends("main")
     stages = {"imported": str(graph), "lowered": str(lowered)} if keep_stages else {}
+    seconds = {**stopwatch.seconds, "total": sum(stopwatch.seconds.values())}
     seconds |= {f"pass.{name}": spent for name, spent in timing.seconds}
     return Module(
         lowered,
@@ -147,6 +154,18 @@ def compile_graph(
         seconds,
         builder.built,
     )
+
+
+class _Stopwatch:
+    """The seconds of stages that follow each other."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._began = time.perf_counter()
+
+    def ends(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.seconds[stage], self._began = now - self._began, now
 
 
 def _check_has_code(graph: Graph) -> None:

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from plait.codegen.plan import Call, Copy, ModulePlan, PointerArg, TensorSpec, place_weights
 from plait.ir.errors import PlanError
@@ -21,8 +17,8 @@ def make_plan(
     calls: Mapping[int, tuple[str, int]],
     threads: int,
     output_names: Sequence[str] = (),
-) -> tuple[ModulePlan, dict[str, NDArray[Any]]]:
-    """The plan of a lowered graph, and its weights by name.
+) -> tuple[ModulePlan, dict[str, list[Blob]]]:
+    """The plan of a lowered graph, and its weights by name: the constants that are equal.
 
     `calls`: the symbol and the parts of each kernel by its node; `threads`: see `ModulePlan`.
 
@@ -42,7 +38,8 @@ def make_plan(
         for name, ty in zip(names_out, graph.output_types, strict=True)
     )
     names, weights = _name_weights(graph, memory)
-    placed = place_weights(TensorSpec(n, a.dtype.name, tuple(a.shape)) for n, a in weights.items())
+    arrays = {name: blobs[0].array for name, blobs in weights.items()}
+    placed = place_weights(TensorSpec(n, a.dtype.name, tuple(a.shape)) for n, a in arrays.items())
     offsets = {w.name: w.byte_offset for w in placed}
 
     def pointer(v: int) -> PointerArg:
@@ -69,10 +66,10 @@ def make_plan(
     return plan, weights
 
 
-def _name_weights(graph: Graph, memory: MemoryPlan) -> tuple[dict[int, str], dict[str, Any]]:
+def _name_weights(graph: Graph, memory: MemoryPlan) -> tuple[dict[int, str], dict[str, list[Blob]]]:
     """A name for every constant in memory; equal ones share it."""
     names: dict[int, str] = {}
-    weights: dict[str, Any] = {}
+    weights: dict[str, list[Blob]] = {}
     seen: dict[Blob, str] = {}
     for k, node in enumerate(graph.nodes):
         if node.op != "constant":
@@ -83,6 +80,7 @@ def _name_weights(graph: Graph, memory: MemoryPlan) -> tuple[dict[int, str], dic
             while name in weights:
                 name = f"{blob.name or 'constant'}.{len(weights)}"
             seen[blob] = name
-            weights[name] = np.asarray(blob.array)
+            weights[name] = []
+        weights[seen[blob]].append(blob)
         names[k] = seen[blob]
     return names, weights

@@ -26,14 +26,14 @@ from plait.codegen.plan import (
     ModulePlan,
     PointerArg,
     TensorSpec,
-    pack_weights,
+    gather_weights,
     place_weights,
 )
 from plait.codegen.target import Candidate, Target
 from plait.codegen.tiles import ceil_div
 from plait.ir.agreement import compare
 from plait.ir.builder import Builder
-from plait.ir.graph import Attrs, Graph, Node
+from plait.ir.graph import Attrs, Blob, Graph, Node
 from plait.ir.types import TensorType
 from plait.passes.context import Context
 from plait.passes.pipeline import DEFAULT_PIPELINE, parse_pipeline
@@ -290,7 +290,8 @@ class Race:
         objects = [code[job.symbol].data for job in jobs]
         library = Library([*objects, compile_main(plan, machine)])
         copies = max(1, min(MOST_COPIES, ceil_div(COLD_BYTES, max(1, plan.weights_bytes))))
-        self.models = [CompiledModel(plan, library, pack_weights(placed, weights), threads)
+        constants = {name: [Blob(array)] for name, array in weights.items()}
+        self.models = [CompiledModel(plan, library, gather_weights(placed, constants), threads)
                        for _ in range(copies)]  # fmt: skip
 
     def run(self, rounds: int) -> dict[int, Any]:

@@ -18,10 +18,11 @@ from plait.codegen.plan import (
     PointerArg,
     TensorSpec,
     aligned_empty,
-    pack_weights,
+    gather_weights,
     place_weights,
 )
 from plait.ir.errors import PlanError
+from plait.ir.graph import Blob
 
 
 def plan(*steps: Call | Copy, arena: int = 256) -> ModulePlan:
@@ -121,16 +122,21 @@ def test_weights_are_aligned_and_do_not_overlap(shapes: list[tuple[str, int]]) -
         assert w.byte_offset >= end
         end = w.byte_offset + w.nbytes
     arrays = {t.name: np.full(t.shape, i + 1, t.numpy) for i, t in enumerate(tensors)}
-    blob = pack_weights(placed, arrays)
+    constants = {name: [Blob(array), Blob(array.copy())] for name, array in arrays.items()}
+    memory = gather_weights(placed, constants)
     for w in placed:
-        found = blob[w.byte_offset : w.byte_offset + w.nbytes].view(w.numpy)
-        np.testing.assert_array_equal(found, arrays[w.name])
+        place = memory[w.byte_offset : w.byte_offset + w.nbytes]
+        np.testing.assert_array_equal(place.view(w.numpy).reshape(w.shape), arrays[w.name])
+        for blob in constants[w.name]:
+            assert blob.array.dtype == arrays[w.name].dtype
+            assert blob == Blob(arrays[w.name])
+            assert np.shares_memory(blob.array, place) or w.nbytes == 0
 
 
 def test_a_weight_of_another_shape_is_refused() -> None:
     specs = place_weights([TensorSpec("w", "float32", (2,))])
     with pytest.raises(PlanError, match=r"weight 'w': expected float32\[2\], got float32\[3\]"):
-        pack_weights(specs, {"w": np.zeros(3, np.float32)})
+        gather_weights(specs, {"w": [Blob(np.zeros(3, np.float32))]})
 
 
 @pytest.mark.parametrize("nbytes", [1, 64, 1000])

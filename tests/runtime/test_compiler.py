@@ -304,3 +304,17 @@ def test_arguments_are_row_major() -> None:
 def test_an_unknown_cpu() -> None:
     with pytest.raises(UnknownName, match="did you mean 'znver3'"):
         compile_graph(mlp(1), cpu="znver33")
+
+
+def test_weights_are_those_of_the_time_of_compiling(tmp_path: Path) -> None:
+    b = Builder("sum")
+    given = np.arange(4, dtype=np.float32)
+    graph = b.finish([b.input(TensorType(t.f32, (4,))) + b.constant(given, "w")])
+    module = compile_graph(graph)
+    given += 1
+    path = tmp_path / "sum.plait"
+    module.save(path)
+    zeros = np.zeros(4, np.float32)
+    for model in (module.load(), Artifact.open(path).load()):
+        assert model(zeros)[0].tolist() == [0, 1, 2, 3]
+    assert not module.weights["w"].flags.writeable
