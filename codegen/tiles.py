@@ -25,10 +25,15 @@ ORDER = 1.02  # what the worse order of loops is taken to cost
 # from memory; and when all panels are, for every tile of rows.
 ROWS_AGAIN, PANELS_AGAIN = (1.02, 1.2), (1.05, 1.5)
 MEMORY_BYTES = 6  # from memory in a cycle
+# Rows of A that are a multiple of so many bytes long fall into one set of L1, which holds as many
+# lines as it has ways: the factor of time for tiles of more rows.
+SET_BYTES, WAYS, CROWDED = 4096, 8, 1.07
 PARALLEL_CYCLES = 8_000  # below about 2 us, waking a second thread costs more than it saves
 L2_BYTES = 512 * 1024
 L3_BYTES = 32 << 20
 SHARED_BYTES = L3_BYTES // 4  # what a kernel may count on to find again in the last-level cache
+# Where parts of several panels take turns: a part of all rows of a block, and the sums so far.
+PART_BYTES, KEPT_BYTES = 3 * L2_BYTES // 8, L2_BYTES // 8
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class Tile:
     parallel: whether the outer loop is shared among threads.
     blocks: blocks of rows, one after the other; a panel passes by the rows of a block (outer "n").
     depth: parts of the reduction, each for all rows of a block before the next (outer "n").
+    span: panels whose parts take turns: the first part of each, then the second (with parts).
     """
 
     mr: int
@@ -59,11 +65,17 @@ class Tile:
     parallel: bool = True
     blocks: int = 1
     depth: int = 1
+    span: int = 1
 
 
 def ceil_div(a: int, b: int) -> int:
     """`a / b`, rounded up."""
     return -(-a // b)
+
+
+def is_far(size: int) -> bool:
+    """Whether so many bytes come from the last-level cache, not from L2, and not from memory."""
+    return L2_BYTES < size <= SHARED_BYTES
 
 
 def register_tiles(m: int, n: int) -> list[tuple[int, int]]:
@@ -85,16 +97,19 @@ def step_cycles(mr: int, nv: int) -> float:
 
 
 def gemm_cycles(
-    shape: GemmShape, mr: int, nr: int, threads: int, blocks: int = 1, depth: int = 1
-) -> float:
+    shape: GemmShape, mr: int, nr: int, threads: int,
+    blocks: int = 1, depth: int = 1, span: int = 1,
+) -> float:  # fmt: skip
     """Cycles of the busiest thread when a product is cut into `mr` by `nr` tiles."""
     step = step_cycles(mr, nr // simd()) * _deep(4 * nr * shape.k // depth)
+    if mr > WAYS and 4 * shape.k % SET_BYTES == 0:
+        step *= CROWDED
     row_tiles = ceil_div(ceil_div(shape.m, mr), blocks) * blocks
     panels = shape.batch * ceil_div(shape.n, nr)
     around = TILE_CYCLES + (depth - 1) * PART_CYCLES
-    # Threads share register tiles, or all rows of a panel where sums go on in parts.
-    together = row_tiles // blocks if depth > 1 else 1
-    tiles = ceil_div(row_tiles * panels // together, threads) * together
+    # Threads share register tiles, or all rows of some panels where sums go on in parts.
+    together = row_tiles // blocks * span if depth > 1 else 1
+    tiles = ceil_div(ceil_div(row_tiles * panels, together), threads) * together
     computing = tiles * (shape.k * step + around)
     reading = 4 * shape.k * nr * ceil_div(panels, threads) / core().far_bytes
     # Neither hides all of the other.
@@ -114,9 +129,9 @@ def gemm_tiles(shape: GemmShape, threads: int, packed: bool = True) -> list[tupl
     for mr, nr in tiles:
         panels = shape.batch * ceil_div(shape.n, nr)
         uneven = panels % threads != 0 and panels < 8 * threads
-        for outer, blocks, depth in _orders(shape, mr, nr, packed):
-            cycles = gemm_cycles(shape, mr, nr, threads, blocks, depth)
-            tile = Tile(mr, nr, outer, threads if uneven else 1, threads > 1, blocks, depth)
+        for outer, blocks, depth, span in _orders(shape, mr, nr, packed):
+            cycles = gemm_cycles(shape, mr, nr, threads, blocks, depth, span)
+            tile = Tile(mr, nr, outer, threads if uneven else 1, threads > 1, blocks, depth, span)
             found.append((cycles * _again(shape, tile, cycles, threads), tile))
     found.sort(key=lambda c: (c[0], -c[1].mr * c[1].nr, c[1].mr))
     near = (c for c in found if c[0] <= found[0][0] * (1 + core().doubt))
@@ -137,13 +152,21 @@ def block_count(tiles: int, least: int) -> int:
 
 def _orders(
     shape: GemmShape, mr: int, nr: int, packed: bool
-) -> list[tuple[Literal["m", "n"], int, int]]:
-    """Outer loops, with the numbers of blocks of rows and of parts of the sum worth trying."""
+) -> list[tuple[Literal["m", "n"], int, int, int]]:
+    """Outer loops, with the numbers of blocks of rows, of parts of the sum, and of the panels that
+    take turns with theirs, worth trying."""
     tiles, size = ceil_div(shape.m, mr), 4 * shape.m * shape.k
     sizes = (L2_BYTES // 2, 4 * L2_BYTES) if packed else ()
     counts = sorted({1, *(block_count(tiles, ceil_div(size, part)) for part in sizes)})
-    depths = {1, _depth(shape.k, nr)} if packed and tiles > 1 else {1}
-    return [*(("n", count, depth) for count in counts for depth in sorted(depths)), ("m", 1, 1)]
+    depth = _depth(shape.k, nr) if packed and tiles > 1 else 1
+    orders: list[tuple[Literal["m", "n"], int, int, int]]
+    orders = [("n", count, parts, 1) for count in counts for parts in sorted({1, depth})]
+    if depth > 1 and core().exposed:
+        count = block_count(tiles, ceil_div(size, depth * PART_BYTES))
+        panels, kept = ceil_div(shape.n, nr), 4 * nr * mr * ceil_div(tiles, count)
+        span = ceil_div(panels, ceil_div(panels, max(1, KEPT_BYTES // kept)))
+        orders.append(("n", count, depth, span))
+    return [*orders, ("m", 1, 1, 1)]
 
 
 def _depth(k: int, nr: int) -> int:
@@ -167,6 +190,8 @@ def _again(shape: GemmShape, tile: Tile, cycles: float, threads: int) -> float:
     rows = ceil_div(shape.m, tile.blocks)
     size = 4 * shape.k * rows
     near, far = ROWS_AGAIN
+    if tile.span > 1:
+        size //= tile.depth
     local = size <= L2_BYTES // 2 or shape.n <= tile.nr
     place = 1.0 if local else near if size <= SHARED_BYTES else far
     place += _waiting(shape, tile, threads, local) / cycles
@@ -177,7 +202,8 @@ def _waiting(shape: GemmShape, tile: Tile, threads: int, local: bool) -> float:
     """Cycles in which the last-level cache is waited for: rows of A that all panels read again,
     unless a block of them is `local` to L2, and panels that each block after the first does."""
     panels = ceil_div(shape.batch * ceil_div(shape.n, tile.nr), threads)
-    rows = 0.0 if local else 4.0 * shape.m * shape.k * panels
+    passes = panels / tile.span
+    rows = 0.0 if local and tile.span == 1 else 4.0 * shape.m * shape.k * passes
     if 4 * shape.k * ceil_div(shape.m, tile.blocks) <= 2 * L2_BYTES:
         rows /= 4  # most of them stay
     again = 4 * shape.k * tile.nr * panels * (tile.blocks - 1) / 4

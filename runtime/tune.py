@@ -45,7 +45,7 @@ from plait.runtime.loader import Library
 from plait.runtime.opening import open_tvm
 
 TUNED = "tuned"  # kind of cache entry
-FORMAT = 3  # 2: the first candidate was measured too slow
+FORMAT = 4  # 3: schedules of products without `span`; 2: the first candidate was measured too slow
 KEPT = 8  # candidates of a kernel that are measured
 HOPELESS = 2.5  # candidates estimated to take so many times the best are not
 MARGIN = 1.02

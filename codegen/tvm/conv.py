@@ -7,7 +7,7 @@ neither on the tile nor on the number of threads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvm import tirx
@@ -15,11 +15,12 @@ from tvm import tirx
 from plait.codegen.conv_tiles import ConvShape, ConvTile, conv_tiles, rows_worth_cutting
 from plait.codegen.schedule import Schedule
 from plait.codegen.target import Candidate, Template
-from plait.codegen.tiles import ceil_div
+from plait.codegen.tiles import ceil_div, is_far
 from plait.codegen.tvm.access import source_input
 from plait.codegen.tvm.image import ZERO, Image, Ports, Windowed
 from plait.codegen.tvm.loops import Ahead, Memory, apart, loop, sequence
-from plait.codegen.tvm.register_tile import LastPanel, RegisterTile
+from plait.codegen.tvm.register_tile import LastPanel, RegisterTile, lanes_of, steps_of
+from plait.codegen.tvm.scalars import const
 from plait.ir.graph import Graph
 from plait.passes.select import Selection
 
@@ -92,8 +93,12 @@ class ConvNest:
             def term(m: PrimExpr, lane: PrimExpr) -> PrimExpr:
                 return self.image.buffer[self.image.at(row(m)) + tap] * self.weight[at + lane]
 
-            ask = self.ahead.ask(panel, tile, number) if asks else None
+            ask = self.ahead.ask_after(panel, tile, number) if asks else None
             return sequence([ask, sums.add(term)])
+
+        if window.kh == window.kw == 1:
+            claim = self._claim(panel, row) if self.far else None
+            return steps_of(inputs, lambda c: step(ZERO, ZERO, c), self.tile.mr, claim)
 
         def columns(r: PrimExpr) -> Stmt:
             return loop(window.kw, lambda s: loop(inputs, lambda c: step(r, s, c), None, "ic"),
@@ -104,6 +109,20 @@ class ConvNest:
             return loop(window.kh, columns, None, "kh")
         var = tirx.Var("kh", "int32")
         return tirx.For(var, low, high - low, tirx.ForKind.SERIAL, columns(var))
+
+    def _claim(
+        self, panel: PrimExpr, row: Callable[[PrimExpr], PrimExpr]
+    ) -> Callable[[PrimExpr], Stmt]:
+        """Asks for the lines that a row of a tile of a panel goes to."""
+        return lambda m: sequence([
+            self.ports.claim(self.at(row(m), self._channel(panel, const(first, "int32"))))
+            for first, _ in lanes_of(self.tile.nr)
+        ])  # fmt: skip
+
+    @property
+    def far(self) -> bool:
+        """Whether the output comes from the last-level cache."""
+        return is_far(4 * self.count * self.shape.groups * self.shape.outputs)
 
     @property
     def ragged(self) -> bool:

@@ -15,14 +15,20 @@ from tvm import tirx
 
 from plait.codegen.tiles import GemmShape, Tile, ceil_div
 from plait.codegen.tvm.loops import Ahead, loop, put, sequence, unflatten
-from plait.codegen.tvm.register_tile import LastPanel, RegisterTile, is_heavy
+from plait.codegen.tvm.register_tile import (
+    LastPanel,
+    RegisterTile,
+    is_heavy,
+    lanes_of,
+    steps_of,
+)
 from plait.codegen.tvm.scalars import const
 
 PrimExpr = Any
 Stmt = Any
 Rhs = Literal["packed", "rows", "any"]
 Load = Callable[[PrimExpr, PrimExpr], PrimExpr]  # an element of a panel by step and lane
-Ask = tuple[PrimExpr, PrimExpr]  # which block of panels is read, in which of its passes
+Ask = tuple[PrimExpr, PrimExpr]  # the block of weights that is read next, the pass of this one
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,7 @@ class Gemm:
     epilogue(sum, batch, row, column): the element to store.
     store(value, batch, row, column): where it goes.
     packed: the buffer of the panels, if `rhs` is "packed".
+    claim(batch, row, column): asks for the line that an element is to be stored to, if it is far.
     """
 
     shape: GemmShape
@@ -46,6 +53,7 @@ class Gemm:
     store: Callable[[PrimExpr, PrimExpr, PrimExpr, PrimExpr], Stmt]
     rhs: Rhs = "packed"
     packed: Any = None
+    claim: Callable[[PrimExpr, PrimExpr, PrimExpr], Stmt] | None = None
 
     @property
     def row_tiles(self) -> int:
@@ -116,40 +124,59 @@ class _Nest:
                 b, block, panel, part = unflatten(item, [batch, blocks, panels, self.rows])
             else:
                 b, block, part, panel = unflatten(item, [batch, blocks, self.rows, panels])
-            ask = (tirx.floordiv(item, self.rows), part)
+            following = self.ahead.after(tirx.floordiv(item, self.rows)) if self.ahead else item
+            ask = (following, part)
             return self._tile(b, block * self.rows + part, panel, self._load(b, panel), ask)
 
         return loop(batch * blocks * panels * self.rows, tile, self.kind, "tile")
 
     def _parts_of_sums(self) -> Stmt:
-        """Panel by panel, and of each one part of the reduction for all rows after the other."""
-        size, depth = self.tile.mr * self.tile.nr, self.tile.depth
-        kept = tirx.decl_buffer((self.rows * size,), "float32", name="kept")
+        """Some panels at a time, and of each of them one part of the reduction for all rows of a
+        block, before the next part of any: rows and sums stay in L2 meanwhile."""
+        size, depth, panels = self.tile.mr * self.tile.nr, self.tile.depth, self.gemm.panels
+        span = min(self.tile.span, panels)
+        kept = tirx.decl_buffer((span * self.rows * size,), "float32", name="kept")
 
-        def panel(item: PrimExpr) -> Stmt:
-            block, panel = unflatten(item, [self.tile.blocks, self.gemm.panels])
-            load = self._load(const(0, "int32"), panel)
+        def group(item: PrimExpr) -> Stmt:
+            block, number = unflatten(item, [self.tile.blocks, ceil_div(panels, span)])
+            first = number * span
+            count = tirx.min(span, panels - first) if panels % span else span
 
-            def part(c: PrimExpr, first: bool = False, last: bool = False) -> Stmt:
-                def tile(p: PrimExpr) -> Stmt:
-                    sums = RegisterTile(self.tile.mr, self.tile.nr)
-                    b, row = const(0, "int32"), block * self.rows + p
-                    ask = (item * depth + c, p)
+            def part(c: PrimExpr, begins: bool = False, ends: bool = False) -> Stmt:
+                def tile(q: PrimExpr, p: PrimExpr) -> Stmt:
+                    sums, at = RegisterTile(self.tile.mr, self.tile.nr), (q * self.rows + p) * size
+                    row, panel = block * self.rows + p, first + q
+                    ask = (self._following(first, count, c, q), p)
+                    load = self._load(const(0, "int32"), panel)
                     return sequence([
-                        *(sums.clear() if first else sums.resume(kept, p * size)),
-                        self._sum(sums, b, row, load, ask, c * self.steps),
-                        *(self._finish(sums, b, row, panel) if last
-                          else [sums.keep(kept, p * size)]),
+                        *(sums.clear() if begins else sums.resume(kept, at)),
+                        self._sum(sums, const(0, "int32"), row, load, ask, c * self.steps,
+                                  panel if ends else None),
+                        *(self._finish(sums, const(0, "int32"), row, panel) if ends
+                          else [sums.keep(kept, at)]),
                     ])  # fmt: skip
 
-                return loop(self.rows, tile, None, "row")
+                def panel(q: PrimExpr) -> Stmt:
+                    return loop(self.rows, lambda p: tile(q, p), None, "row")
+
+                return loop(count, panel, None, "panel")
 
             middle = loop(depth - 2, lambda c: part(c + 1), None, "part") if depth > 2 else None
-            zero, end = (const(c, "int32") for c in (0, depth - 1))
-            ends = part(zero, first=True), part(end, last=True)
-            return sequence([tirx.AllocBuffer(kept), ends[0], middle, ends[1]])
+            outer = part(const(0, "int32"), begins=True), part(const(depth - 1, "int32"), ends=True)
+            return sequence([tirx.AllocBuffer(kept), outer[0], middle, outer[1]])
 
-        return loop(self.tile.blocks * self.gemm.panels, panel, self.kind, "panel")
+        return loop(self.tile.blocks * ceil_div(panels, span), group, self.kind, "group")
+
+    def _following(
+        self, first: PrimExpr, count: PrimExpr | int, c: PrimExpr, q: PrimExpr
+    ) -> PrimExpr:
+        """The part of a panel that is read after part `c` of panel `q` of the `count` from `first`
+        on: of the next panel, or the next part of the first, or of the first panel thereafter."""
+        depth, panels = self.tile.depth, self.gemm.panels
+        number = c * count + q + 1
+        group = first + tirx.floordiv(number, count * depth) * count
+        panel = tirx.floormod(group, panels) + tirx.floormod(number, count)
+        return panel * depth + tirx.floormod(tirx.floordiv(number, count), depth)
 
     def _packing(self) -> Stmt:
         """Panel by panel, each packed before its rows pass by."""
@@ -189,14 +216,17 @@ class _Nest:
     ) -> Stmt:
         """A register tile from zero to its results."""
         sums = RegisterTile(self.tile.mr, self.tile.nr)
-        total = self._sum(sums, b, row, load, ask, const(0, "int32"))
+        total = self._sum(sums, b, row, load, ask, const(0, "int32"), panel)
         return sequence([*sums.clear(), total, *self._finish(sums, b, row, panel)])
 
     def _sum(
         self, sums: RegisterTile, b: PrimExpr, row: PrimExpr, load: Load, ask: Ask | None,
-        first: PrimExpr,
+        first: PrimExpr, panel: PrimExpr | None,
     ) -> Stmt:  # fmt: skip
-        """Add `steps` terms from the term `first` on; rows beyond the last repeat it."""
+        """Add `steps` terms from the term `first` on; rows beyond the last repeat it.
+
+        panel: where the sums are finished after that, the panel that they are of.
+        """
         gemm = self.gemm
 
         def at(m: PrimExpr) -> PrimExpr:
@@ -212,7 +242,18 @@ class _Nest:
             )
             return sequence([asked, terms])
 
-        return loop(self.steps, step, None, "k")
+        return steps_of(self.steps, step, self.tile.mr, self._claim(b, at, panel))
+
+    def _claim(
+        self, b: PrimExpr, at: Callable[[PrimExpr], PrimExpr], panel: PrimExpr | None
+    ) -> Callable[[PrimExpr], Stmt] | None:
+        """Asks for the lines that a row of a tile of a panel goes to."""
+        claim, nr = self.gemm.claim, self.tile.nr
+        if claim is None or panel is None:
+            return None
+        return lambda m: sequence([
+            claim(b, at(m), panel * nr + first) for first, _ in lanes_of(nr)
+        ])  # fmt: skip
 
     def _finish(
         self, sums: RegisterTile, b: PrimExpr, row: PrimExpr, panel: PrimExpr

@@ -15,7 +15,7 @@ from tvm import tirx
 
 from plait.codegen.conv_tiles import WindowShape, window_shape
 from plait.codegen.tvm.access import Access, flat_reads
-from plait.codegen.tvm.loops import Memory, Parameters, along, loop, sequence
+from plait.codegen.tvm.loops import Memory, Parameters, along, loop, prefetch, sequence
 from plait.codegen.tvm.register_tile import is_heavy
 from plait.codegen.tvm.scalars import const
 from plait.ir import op as ops
@@ -177,6 +177,10 @@ class Ports:
 
     def store(self, total: PrimExpr, index: Sequence[PrimExpr]) -> Stmt:
         return self.output.store(index, self.finished(total, index))
+
+    def claim(self, index: Sequence[PrimExpr]) -> Stmt:
+        """Ask for the line that an element of the output is to be stored to."""
+        return prefetch(self.output.buffer, self.output.at(index), write=True)
 
     @cached_property
     def heavy(self) -> bool:

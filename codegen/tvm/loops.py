@@ -224,11 +224,11 @@ def combine(kind: str, dtype: t.DType, a: PrimExpr, b: PrimExpr) -> PrimExpr:
     return FUNCTIONS[name](dtype, a, b)
 
 
-def prefetch(buffer: Any, at: PrimExpr) -> Stmt:
-    """Ask for the line of an element, to be read soon."""
-    read, in_l2, data = (const(n, "int32") for n in (0, 2, 1))
+def prefetch(buffer: Any, at: PrimExpr, write: bool = False) -> Stmt:
+    """Ask for the line of an element, to be read from L2 soon, or to be written."""
+    how = (const(n, "int32") for n in ((1, 3, 1) if write else (0, 2, 1)))
     line = tirx.address_of(buffer[at])
-    return tirx.Evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", line, read, in_l2, data))
+    return tirx.Evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", line, *how))
 
 
 @dataclass(frozen=True)
@@ -252,15 +252,22 @@ class Ahead:
         """Whether the weights are too many to stay in L2, and read more than once."""
         return self.parts > 1 and 4 * self.blocks * self.steps * self.width > L2_BYTES // 2
 
-    def at(self, block: PrimExpr, part: PrimExpr, step: PrimExpr) -> PrimExpr:
-        """The element to ask for; in the last block, one of its own."""
+    def after(self, block: PrimExpr) -> PrimExpr:
+        """The block that is read after one; after the last, itself."""
+        following = tirx.min(block + 1, self.blocks * self.times - 1)
+        return tirx.floormod(following, self.blocks) if self.times > 1 else following
+
+    def at(self, following: PrimExpr, part: PrimExpr, step: PrimExpr) -> PrimExpr:
+        """The element of the block `following` to ask for in a step of a pass."""
         share = ceil_div(self.width, self.parts)
         size = self.steps * self.width
         start = tirx.min(part * (self.steps * share), self.steps * (self.width - share))
-        following = tirx.min(block + 1, self.blocks * self.times - 1)
-        following = tirx.floormod(following, self.blocks) if self.times > 1 else following
         return following * size + start + step * share
 
-    def ask(self, block: PrimExpr, part: PrimExpr, step: PrimExpr) -> Stmt:
-        """Ask for the line of an element."""
-        return prefetch(self.buffer, self.at(block, part, step))
+    def ask(self, following: PrimExpr, part: PrimExpr, step: PrimExpr) -> Stmt:
+        """Ask for the line of that element."""
+        return prefetch(self.buffer, self.at(following, part, step))
+
+    def ask_after(self, block: PrimExpr, part: PrimExpr, step: PrimExpr) -> Stmt:
+        """Ask for a line of the block after one."""
+        return self.ask(self.after(block), part, step)

@@ -14,11 +14,11 @@ from typing import Any
 
 from plait.codegen.schedule import Schedule
 from plait.codegen.target import Candidate, Template
-from plait.codegen.tiles import GemmShape, Tile, gemm_tiles
+from plait.codegen.tiles import GemmShape, Tile, gemm_tiles, is_far
 from plait.codegen.tvm.access import Access, flat_reads, source_input
 from plait.codegen.tvm.gemm import Gemm, gemm_loops
 from plait.codegen.tvm.generic import anchor_of
-from plait.codegen.tvm.loops import Parameters, arranged, unflatten
+from plait.codegen.tvm.loops import Parameters, arranged, prefetch, unflatten
 from plait.ir import types as t
 from plait.ir.dims import is_static
 from plait.ir.graph import Graph
@@ -121,7 +121,7 @@ def space(body: Graph, constant: tuple[bool, ...], threads: int) -> list[Candida
         schedule = Schedule.make(
             "gemm", mr=tile.mr, nr=tile.nr, outer=tile.outer, chunks=tile.chunks,
             parallel=int(tile.parallel), blocks=tile.blocks,
-            depth=tile.depth, rhs=form,
+            depth=tile.depth, span=tile.span, rhs=form,
         )  # fmt: skip
         pack = {rhs: ("panels", tile.nr)} if packed else {}
         return Candidate(cycles, Selection(str(schedule), pack))
@@ -146,7 +146,8 @@ def build(body: Graph, schedule: Schedule) -> Any:
     tile = Tile(schedule.number("mr"), schedule.number("nr"),
                 "m" if schedule.parameters["outer"] == "m" else "n",
                 schedule.number("chunks"), bool(schedule.number("parallel")),
-                schedule.number("blocks"), schedule.number("depth"))  # fmt: skip
+                schedule.number("blocks"), schedule.number("depth"),
+                schedule.number("span"))  # fmt: skip
     rhs = schedule.parameters["rhs"]
     parameters = Parameters(body)
     access = Access(body, flat_reads(parameters.inputs))
@@ -169,8 +170,12 @@ def build(body: Graph, schedule: Schedule) -> Any:
     def store(value: PrimExpr, *at: PrimExpr) -> Stmt:
         return out.store(product.result_index(*at), value)
 
+    def claim(*at: PrimExpr) -> Stmt:
+        return prefetch(out.buffer, out.at(product.result_index(*at)), write=True)
+
     gemm = Gemm(shape, tile, a_load, b_load, epilogue, store,
-                rhs if rhs in ("packed", "rows") else "any", panels)  # type: ignore[arg-type]  # fmt: skip
+                rhs if rhs in ("packed", "rows") else "any", panels,  # type: ignore[arg-type]
+                claim if is_far(4 * shape.batch * shape.m * shape.n) else None)  # fmt: skip
     return parameters.function([gemm_loops(gemm)])
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import tvm_ffi
 from tvm import tirx
 
-from plait.codegen.core import simd
+from plait.codegen.core import core, simd
 from plait.codegen.tvm.loops import loop, put, sequence
 from plait.codegen.tvm.scalars import const
 
@@ -36,6 +36,25 @@ def is_heavy(epilogue: PrimExpr) -> bool:
     nodes: list[Any] = []
     tvm_ffi.structural_walk(epilogue, (tirx.Expr, nodes.append))
     return sum(not isinstance(n, tirx.IntImm | tirx.Var) for n in nodes) > MOST_UNROLLED
+
+
+def steps_of(
+    count: int, step: Callable[[PrimExpr], Stmt], rows: int,
+    claim: Callable[[PrimExpr], Stmt] | None,
+) -> Stmt:  # fmt: skip
+    """The steps of a sum; in the last ones `claim(row)` asks for what a row is written to, which
+    would else be waited for."""
+    each = core().claimed
+    before = count - rows * each
+    if claim is None or not each or before < 0:
+        return loop(count, step, None, "k")
+
+    def row(m: PrimExpr) -> Stmt:
+        begin = before + m * each
+        return sequence([claim(m), loop(each, lambda k: step(begin + k), None, "k")])
+
+    first = loop(before, step, None, "k") if before else None
+    return sequence([first, loop(rows, row, None, "claimed")])
 
 
 @dataclass(frozen=True)

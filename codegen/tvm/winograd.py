@@ -232,7 +232,7 @@ class WinogradNest:
                     weight = self.weight[weights + c * tile.nr + v]
                     return self.data[row + m * inputs + c] * weight
 
-                ask = self.ahead.ask(block, r, c) if self.ahead.worthwhile else None
+                ask = self.ahead.ask_after(block, r, c) if self.ahead.worthwhile else None
                 return sequence([ask, sums.add(term)])
 
             return sequence([*sums.clear(), loop(inputs, step, None, "ic"), sums.keep(made, to)])

@@ -19,7 +19,7 @@ from plait.codegen.conv_tiles import (
     rows_are_regular,
     rows_worth_cutting,
 )
-from plait.codegen.core import Core
+from plait.codegen.core import AVX512, Core
 from plait.codegen.schedule import Schedule
 from plait.codegen.tvm.target import cpu_target
 from plait.ir import types as t
@@ -296,3 +296,17 @@ def test_sizes() -> None:
     assert (conv.window.oh, conv.window.ow, conv.window.positions) == (5, 4, 40)
     assert (conv.inputs, conv.outputs, conv.taps, conv.flops) == (4, 8, 36, 2 * 40 * 16 * 36)
     assert conv.window.turned.turned == conv.window
+
+
+@both_cores
+@pytest.mark.parametrize(("size", "far"), [(24, True), (8, False)])
+def test_lines_of_results_are_asked_for_where_they_come_from_the_last_level_cache(
+    core: Core, size: int, far: bool
+) -> None:
+    case = Case((1, 64, size, size), 256, (1, 1))
+    b = Builder()
+    graph = b.finish([case.result(b, case.node(b))])
+    lowered = parse_pipeline(SELECTED).run(graph, Context(cpu_target(1, core)))
+    (kernel,) = (n for n in lowered.nodes if n.op == "kernel")
+    script = cpu_target(1, core).build(kernel.attrs["body"], kernel.attrs["schedule"]).script()
+    assert ("llvm.prefetch" in script) == (far and core == AVX512)

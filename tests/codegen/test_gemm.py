@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,14 @@ from plait.codegen.core import AVX2, AVX512, Core, simd
 from plait.codegen.plan import Call, ModulePlan, PointerArg, TensorSpec
 from plait.codegen.tiles import GemmShape, Tile, ceil_div, choose_tile
 from plait.codegen.tvm.build import assembly, compile_kernel, host_target, named_target
-from plait.codegen.tvm.gemm import Gemm, gemm_loops
-from plait.codegen.tvm.loops import Ahead, kernel, put
+from plait.codegen.tvm.gemm import Gemm, _Nest, gemm_loops
+from plait.codegen.tvm.loops import Ahead, kernel, prefetch, put
 from plait.codegen.tvm.main_func import compile_main
 from plait.codegen.tvm.pointers import over_pointers
+from plait.codegen.tvm.target import cpu_target
+from plait.ir import types as t
+from plait.ir.builder import Builder
+from plait.ir.types import TensorType
 from plait.runtime.executor import CompiledModel
 from plait.runtime.loader import Library
 from tests.codegen.graphs import both_cores
@@ -97,6 +102,7 @@ def case(shape: GemmShape, tile: Tile, rhs: str) -> tuple[Case, list[Array], Arr
         lambda value, p, i, j: put(out, (p * m + i) * n + j, value),
         rhs,  # type: ignore[arg-type]
         fb if rhs == "packed" else None,
+        lambda p, i, j: prefetch(out, (p * m + i) * n + j, write=True),
     )
     want = np.maximum(a.astype(np.float64) @ right * scale, 0) + residual
     return Case(gemm, [*operands, out]), [a, b, scale, residual], want
@@ -127,6 +133,7 @@ def test_value(shape: tuple[int, int, int, int], rhs: str) -> None:
     check(*case(size, choose_tile(size, threads=2), rhs))
 
 
+@both_cores
 @pytest.mark.parametrize("rhs", ["packed", "any"])
 @pytest.mark.parametrize(
     "tile",
@@ -142,6 +149,10 @@ def test_value(shape: tuple[int, int, int, int], rhs: str) -> None:
         Tile(2, 16, blocks=3, depth=4),
         Tile(4, 16, "m", depth=2),
         Tile(4, 16, depth=5),
+        Tile(4, 16, depth=2, span=2),
+        Tile(2, 16, blocks=3, depth=4, span=3),
+        Tile(2, 8, blocks=2, depth=3, span=4),
+        Tile(4, 16, depth=2, span=9),
     ],
     ids=str,
 )
@@ -228,8 +239,8 @@ def test_all_of_the_next_panel_is_asked_for_and_nothing_beyond_the_last(
     ahead = Ahead(None, blocks, steps, width, parts)
     size, line = steps * width, 16
     for block in range(blocks):
-        asked = {int(ahead.at(tirx.const(block, "int32"), tirx.const(part, "int32"),
-                              tirx.const(step, "int32")))
+        following = ahead.after(tirx.const(block, "int32"))
+        asked = {int(ahead.at(following, tirx.const(part, "int32"), tirx.const(step, "int32")))
                  for part in range(parts) for step in range(steps)}  # fmt: skip
         first = min(block + 1, blocks - 1) * size
         assert min(asked) == first
@@ -241,7 +252,8 @@ def test_panels_read_several_times_are_asked_for_in_turn() -> None:
     """After the last panel of a block of rows comes the first one again."""
     ahead = Ahead(None, 3, 50, 16, 2, times=2)
     zero = tirx.const(0, "int32")
-    found = [int(ahead.at(tirx.const(turn, "int32"), zero, zero)) // 800 for turn in range(6)]
+    turns = [ahead.after(tirx.const(turn, "int32")) for turn in range(6)]
+    found = [int(ahead.at(turn, zero, zero)) // 800 for turn in turns]
     assert found == [1, 2, 0, 1, 2, 2]
 
 
@@ -249,3 +261,33 @@ def test_panels_that_stay_in_the_cache_are_not_asked_for() -> None:
     assert Ahead(None, 32, 768, 24, 16).worthwhile
     assert not Ahead(None, 32, 768, 24, 1).worthwhile
     assert not Ahead(None, 2, 64, 24, 16).worthwhile
+
+
+@pytest.mark.parametrize(("span", "panels"), [(1, 3), (2, 5), (3, 3), (4, 6)])
+def test_parts_of_panels_that_take_turns_are_asked_for_in_the_order_of_reading(
+    span: int, panels: int
+) -> None:
+    depth, blocks = 3, 2
+    tile = Tile(4, 16, blocks=blocks, depth=depth, span=span)
+    product, _, _ = case(GemmShape(1, 16, 16 * panels, 6), tile, "packed")
+    groups = [range(first, min(first + span, panels)) for first in range(0, panels, span)]
+    read = [(c, group, q) for _ in range(blocks) for group in groups
+            for c in range(depth) for q in range(len(group))]  # fmt: skip
+    nest = _Nest(product.gemm)
+    for (c, group, q), (later, after, number) in pairwise(read):
+        at = (tirx.const(k, "int32") for k in (group.start, len(group), c, q))
+        assert int(nest._following(*at)) == after[number] * depth + later
+
+
+@both_cores
+@pytest.mark.parametrize(("rows", "far"), [(192, True), (100, False), (3000, False)])
+def test_lines_of_results_are_asked_for_where_they_come_from_the_last_level_cache(
+    core: Core, rows: int, far: bool
+) -> None:
+    b = Builder()
+    x, w = b.input(TensorType(t.f32, (rows, 64))), b.input(TensorType(t.f32, (64, 800)))
+    body = b.finish([b.emit("dot_general", x, w, lhs_contract=(1,), rhs_contract=(0,))])
+    tile = (f"gemm{{mr=4 nr={core.lanes} outer=n chunks=1 parallel=0 blocks=1 depth=1 span=1 "
+            f"rhs=rows vector={core.lanes}}}")  # fmt: skip
+    asks = "llvm.prefetch" in cpu_target(2, core).build(body, tile).script()
+    assert asks == (far and core == AVX512)

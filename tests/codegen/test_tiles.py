@@ -87,7 +87,26 @@ def test_threads_share_whole_panels_where_sums_go_on_in_parts() -> None:
     with making_for(AVX512):
         assert gemm_cycles(shape, 8, 48, 2, depth=4) == gemm_cycles(shape, 8, 48, 1, depth=4)
         assert gemm_cycles(shape, 8, 48, 2) < gemm_cycles(shape, 8, 48, 1)
-        assert choose_tile(shape, threads=2).depth == 1
+        chosen = choose_tile(shape, threads=2)
+    assert chosen.depth == 1 or chosen.blocks == 2
+
+
+def test_parts_of_several_panels_take_turns_where_all_rows_would_be_read_for_each() -> None:
+    shape = GemmShape(1, 1024, 768, 3072)
+    with making_for(AVX512):
+        chosen = choose_tile(shape, threads=2)
+    assert (chosen.mr, chosen.nr, chosen.depth) == (8, 48, 4)
+    assert 1 < chosen.span < 16
+    rows = 1024 // chosen.blocks
+    assert 4 * rows * 3072 // chosen.depth <= L2_BYTES // 2
+    assert choose_tile(shape, threads=2).span == 1  # its cache keeps up
+
+
+def test_rows_that_fall_into_one_set_of_l1_are_no_more_than_its_ways() -> None:
+    with making_for(AVX512):
+        assert gemm_cycles(GemmShape(1, 72, 768, 1024), 9, 48, 1) > gemm_cycles(
+            GemmShape(1, 72, 768, 1025), 9, 48, 1
+        )
 
 
 @pytest.mark.parametrize("n", [768, 50257])
