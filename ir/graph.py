@@ -40,6 +40,12 @@ class Blob:
         blob._digest = digest
         return blob
 
+    def twin(self) -> Blob:
+        """The same constant as an object of its own, which may move."""
+        other = Blob(self.array, self.name)
+        other._digest, other._sample = self._digest, self._sample
+        return other
+
     def move(self, memory: Any) -> None:
         """Lie in `memory` (uint8), which holds the elements in row-major order and stays so."""
         self.array = memory.view(self.array.dtype).reshape(self.array.shape)

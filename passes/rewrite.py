@@ -102,6 +102,7 @@ def transform(
             env[number] = value
             if placed is not None:
                 placed(number, value)
+    b.on_emit = None  # it refers to the builder, which would live on, with all arrays, as garbage
     return eliminate_dead(b.finish(env[v] for v in graph.outputs))
 
 

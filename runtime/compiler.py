@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from hashlib import sha256
 from importlib.metadata import version
@@ -98,7 +98,6 @@ class Module:
         )  # fmt: skip
 
 
-@collected_later()
 def compile_graph(
     graph: Graph,
     *,
@@ -126,7 +125,9 @@ def compile_graph(
     cache = cache or KernelCache()
     machine = _machine(cpu, cache)
     context = Context(Remembering(cpu_target(threads, machine.core), cache))
-    lowered = parse_pipeline(pipeline).run(graph, context, [timing, *hooks])
+    with collected_later():
+        given = _with_constants_of_its_own(graph)
+        lowered = parse_pipeline(pipeline).run(given, context, [timing, *hooks])
     if context.plan is None:
         raise PlanError(f"the pipeline {pipeline!r} makes no memory plan: it lacks `allocate`")
     stopwatch.ends("passes")
@@ -134,8 +135,9 @@ def compile_graph(
     kernels, objects = builder.run()
     stopwatch.ends("kernels")
     calls = {k: (s, builder.parts[s]) for k, s in builder.symbols.items()}
-    plan, constants = make_plan(lowered, context.plan, calls, threads, output_names)
-    weights = gather_weights(plan.weights, constants)
+    with collected_later():
+        plan, constants = make_plan(lowered, context.plan, calls, threads, output_names)
+        weights = gather_weights(plan.weights, constants)
     stopwatch.ends("weights")
     main = builder.through_cache(f"main-{plan.main_symbol}", lambda: _compile_main(plan, machine))
     stopwatch.ends("main")
@@ -166,6 +168,15 @@ class _Stopwatch:
     def ends(self, stage: str) -> None:
         now = time.perf_counter()
         self.seconds[stage], self._began = now - self._began, now
+
+
+def _with_constants_of_its_own(graph: Graph) -> Graph:
+    """The graph with constants that may move to where kernels read them: the caller's stay."""
+    nodes = tuple(
+        node.with_attrs(value=node.attrs["value"].twin()) if node.op == "constant" else node
+        for node in graph.nodes
+    )
+    return replace(graph, nodes=nodes)
 
 
 def _check_has_code(graph: Graph) -> None:

@@ -15,7 +15,8 @@ def collected_later() -> Iterator[None]:
     what BERT-base takes to compile when its kernels are in the cache.
     """
     enabled = gc.isenabled()
-    gc.disable()
+    if enabled:  # whoever finds it disabled, perhaps by another thread, leaves it to them
+        gc.disable()
     try:
         yield
     finally:

@@ -96,15 +96,14 @@ class ConvNest:
             ask = self.ahead.ask_after(panel, tile, number) if asks else None
             return sequence([ask, sums.add(term)])
 
-        if window.kh == window.kw == 1:
-            claim = self._claim(panel, row) if self.far else None
-            return steps_of(inputs, lambda c: step(ZERO, ZERO, c), self.tile.mr, claim)
-
         def columns(r: PrimExpr) -> Stmt:
             return loop(window.kw, lambda s: loop(inputs, lambda c: step(r, s, c), None, "ic"),
                         None, "kw")  # fmt: skip
 
         low, high = self._live_rows(first)
+        if high is None and window.kh == window.kw == 1:
+            claim = self._claim(panel, row) if self.far else None
+            return steps_of(inputs, lambda c: step(ZERO, ZERO, c), self.tile.mr, claim)
         if high is None:
             return loop(window.kh, columns, None, "kh")
         var = tirx.Var("kh", "int32")
@@ -114,10 +113,14 @@ class ConvNest:
         self, panel: PrimExpr, row: Callable[[PrimExpr], PrimExpr]
     ) -> Callable[[PrimExpr], Stmt]:
         """Asks for the lines that a row of a tile of a panel goes to."""
-        return lambda m: sequence([
-            self.ports.claim(self.at(row(m), self._channel(panel, const(first, "int32"))))
-            for first, _ in lanes_of(self.tile.nr)
-        ])  # fmt: skip
+        most = self.shape.groups * self.shape.outputs - 1
+
+        def lines(m: PrimExpr) -> Stmt:
+            lanes = (const(first, "int32") for first, _ in lanes_of(self.tile.nr))
+            channels = (tirx.min(self._channel(panel, lane), most) for lane in lanes)
+            return sequence([self.ports.claim(self.at(row(m), at)) for at in channels])
+
+        return lines
 
     @property
     def far(self) -> bool:

@@ -248,12 +248,13 @@ class _Nest:
         self, b: PrimExpr, at: Callable[[PrimExpr], PrimExpr], panel: PrimExpr | None
     ) -> Callable[[PrimExpr], Stmt] | None:
         """Asks for the lines that a row of a tile of a panel goes to."""
-        claim, nr = self.gemm.claim, self.tile.nr
+        claim = self.gemm.claim
         if claim is None or panel is None:
             return None
-        return lambda m: sequence([
-            claim(b, at(m), panel * nr + first) for first, _ in lanes_of(nr)
-        ])  # fmt: skip
+        columns = [panel * self.tile.nr + first for first, _ in lanes_of(self.tile.nr)]
+        if self.gemm.ragged_columns:
+            columns = [tirx.min(column, self.shape.n - 1) for column in columns]
+        return lambda m: sequence([claim(b, at(m), column) for column in columns])
 
     def _finish(
         self, sums: RegisterTile, b: PrimExpr, row: PrimExpr, panel: PrimExpr

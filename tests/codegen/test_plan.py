@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -131,6 +132,17 @@ def test_weights_are_aligned_and_do_not_overlap(shapes: list[tuple[str, int]]) -
             assert blob.array.dtype == arrays[w.name].dtype
             assert blob == Blob(arrays[w.name])
             assert np.shares_memory(blob.array, place) or w.nbytes == 0
+            assert not blob.array.flags.writeable
+
+
+def test_constants_let_go_of_the_memory_they_were_in() -> None:
+    specs = place_weights([TensorSpec("w", "float32", (9,))])
+    array = np.zeros(9, np.float32)
+    gone = weakref.ref(array)
+    blob = Blob(array)
+    del array
+    gather_weights(specs, {"w": [blob]})
+    assert gone() is None
 
 
 def test_a_weight_of_another_shape_is_refused() -> None:

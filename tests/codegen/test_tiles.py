@@ -88,7 +88,8 @@ def test_threads_share_whole_panels_where_sums_go_on_in_parts() -> None:
         assert gemm_cycles(shape, 8, 48, 2, depth=4) == gemm_cycles(shape, 8, 48, 1, depth=4)
         assert gemm_cycles(shape, 8, 48, 2) < gemm_cycles(shape, 8, 48, 1)
         chosen = choose_tile(shape, threads=2)
-    assert chosen.depth == 1 or chosen.blocks == 2
+        assert gemm_cycles(shape, 8, 48, 2, blocks=2, depth=4) < gemm_cycles(shape, 8, 48, 1)
+    assert chosen.blocks == 2 or chosen.depth == 1  # not all of it to one thread
 
 
 def test_parts_of_several_panels_take_turns_where_all_rows_would_be_read_for_each() -> None:
@@ -99,7 +100,13 @@ def test_parts_of_several_panels_take_turns_where_all_rows_would_be_read_for_eac
     assert 1 < chosen.span < 16
     rows = 1024 // chosen.blocks
     assert 4 * rows * 3072 // chosen.depth <= L2_BYTES // 2
-    assert choose_tile(shape, threads=2).span == 1  # its cache keeps up
+
+
+@pytest.mark.parametrize("shape", [(64, 48, 3072), (128, 768, 768), (1024, 768, 3072), (7, 9, 5)])
+def test_candidates_differ(shape: tuple[int, int, int]) -> None:
+    with making_for(AVX512):
+        tiles = [tile for _, tile in gemm_tiles(GemmShape(1, *shape), threads=1)]
+    assert len(tiles) == len(set(tiles))
 
 
 def test_rows_that_fall_into_one_set_of_l1_are_no_more_than_its_ways() -> None:

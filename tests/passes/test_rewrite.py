@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 
@@ -23,6 +26,19 @@ from tests.passes.graphs import build, ops_of, random_graphs, same_meaning
 
 def rebuilt(graph: Graph) -> Graph:
     return transform(graph, lambda b, node, operands: None)
+
+
+def test_a_rebuilt_graph_is_freed_without_collecting_garbage() -> None:
+    array = np.zeros(5)
+    gone = weakref.ref(array)
+    b = Builder()
+    graph = rebuilt(b.finish([b.constant(array, "w")]))
+    gc.disable()
+    try:
+        del array, b, graph
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_equal_nodes_are_built_once() -> None:

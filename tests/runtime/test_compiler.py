@@ -178,7 +178,7 @@ def test_the_memory_plan_is_valid(module: Module) -> None:
 def test_stages_and_seconds(module: Module) -> None:
     assert module.stages["imported"] == str(mlp())
     assert module.stages["lowered"] == str(module.graph)
-    assert {"passes", "kernels", "main", "total", "pass.fuse"} <= set(module.seconds)
+    assert {"passes", "kernels", "weights", "main", "total", "pass.fuse"} <= set(module.seconds)
     assert compile_graph(mlp()).stages == {}
 
 
@@ -318,3 +318,20 @@ def test_weights_are_those_of_the_time_of_compiling(tmp_path: Path) -> None:
     for model in (module.load(), Artifact.open(path).load()):
         assert model(zeros)[0].tolist() == [0, 1, 2, 3]
     assert not module.weights["w"].flags.writeable
+
+
+def test_constants_of_the_callers_graph_stay_where_they_are() -> None:
+    """A graph that is compiled again has the weights that the model has then, all of them."""
+    b = Builder("layer")
+    w, bias = np.ones((16, 64), np.float32), np.zeros(64, np.float32)
+    x = b.input(TensorType(t.f32, (4, 16)))
+    y = b.emit("dot_general", x, b.constant(w, "w"), lhs_contract=(1,), rhs_contract=(0,))
+    graph = b.finish([y + b.constant(bias, "bias")])
+    first = compile_graph(graph)
+    held = [n.attrs["value"].array for n in graph.nodes if n.op == "constant"]
+    assert any(array is w for array in held) and any(array is bias for array in held)
+    w *= 2
+    bias += 1
+    ones = np.ones((4, 16), np.float32)
+    assert (first.load()(ones)[0] == 16).all()
+    assert (compile_graph(graph).load()(ones)[0] == 33).all()

@@ -20,11 +20,11 @@ def enabled() -> Iterator[None]:
     gc.enable()
 
 
-def test_is_not_collected_while_compiling() -> None:
+def test_is_not_collected_while_passes_run() -> None:
     seen: list[bool] = []
     b = Builder("relu")
     graph = b.finish([b.emit("relu", b.input(TensorType(t.f32, (4,))))])
-    module = compile_graph(graph, progress=lambda *_: seen.append(gc.isenabled()))
+    module = compile_graph(graph, hooks=[lambda *_: seen.append(gc.isenabled())])
     assert seen
     assert not any(seen)
     assert gc.isenabled()

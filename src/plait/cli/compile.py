@@ -96,7 +96,7 @@ def _draw(where: Console, data: dict[str, Any]) -> None:
         f"{data['cached']} from the cache"
     )
     where.print(f"weights {weights}, arena {arena}")
-    parts = ("passes", "kernels", "main")
+    parts = ("passes", "kernels", "weights", "main")
     times = [f"{part} {output.format_seconds(data['seconds'][part])}" for part in parts]
     total = output.format_seconds(data["seconds"]["total"])
     where.print(f"compiled in {total} ({', '.join(times)})")
