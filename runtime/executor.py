@@ -21,9 +21,9 @@ from plait.codegen import frame as f
 from plait.codegen.plan import ModulePlan, TensorSpec, aligned_empty
 from plait.ir.errors import InputMismatch, UsageError
 from plait.runtime.loader import Library, Threads, default_threads
+from plait.runtime.results import maker
 
 Array = NDArray[Any]
-_ALIGN_FROM = 1 << 14  # bytes; aligning a smaller result costs more than its stores gain
 _thread_state = Threads()
 _running: list[None] = []  # one item for each run in flight, in any thread
 
@@ -70,7 +70,7 @@ class CompiledModel:
         # -1: arrays lie elsewhere in their objects here, so `check` is never called.
         self._checked = len(plan.inputs) if arrays_lie_as_expected() else -1
         self._frames: list[_Frame] = []
-        self._new_outputs = [_maker(t) for t in plan.outputs]
+        self._new_outputs = [maker(t) for t in plan.outputs]
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -233,13 +233,6 @@ def _no_memory(plan: ModulePlan) -> MemoryError:
 def address(array: Array) -> int:
     """Where the array's data starts."""
     return int(array.ctypes.data)
-
-
-def _maker(spec: TensorSpec) -> Callable[[], Array]:
-    """What makes an output."""
-    if spec.nbytes < _ALIGN_FROM:
-        return partial(np.empty, spec.shape, spec.numpy)
-    return lambda: aligned_empty(spec.nbytes).view(spec.numpy).reshape(spec.shape)
 
 
 def _normalise(spec: TensorSpec, value: Any) -> Array:
