@@ -165,7 +165,8 @@ def _orders(
         count = block_count(tiles, ceil_div(size, depth * PART_BYTES))
         panels, kept = ceil_div(shape.n, nr), 4 * nr * mr * ceil_div(tiles, count)
         span = ceil_div(panels, ceil_div(panels, max(1, KEPT_BYTES // kept)))
-        orders += [("n", count, depth, span)] if span > 1 else []
+        if span > 1:
+            orders.append(("n", count, depth, span))
     return [*orders, ("m", 1, 1, 1)]
 
 
