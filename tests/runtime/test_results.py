@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from plait.codegen.plan import ALIGNMENT, TensorSpec
 from plait.runtime import results
@@ -47,7 +48,6 @@ def take_row(array: Any) -> Any:
 
 
 def take_tensor(array: Any) -> Any:
-    torch = pytest.importorskip("torch")
     return torch.from_numpy(array)[2:]
 
 
