@@ -131,7 +131,9 @@ def _serve(build: Callable[[], Call], asked: Connection, parent: Connection, fol
     os.setsid()
     parent.close()  # or this process would keep its own connection open
     os.environ.update({name: str(Path(folder) / name) for name in CACHES})
-    gc.collect()  # or garbage of the parent, freed while building, would hide what that takes
+    # What the parent has freed, or frees while building, would hide what that takes.
+    gc.collect()
+    _trim_heap()
     _map_libraries()
     _forget_peak()
     before = resident("VmRSS")
@@ -170,6 +172,13 @@ def resident(field: str) -> int:
         if name == field:
             return int(value.split()[0]) << 10
     raise LookupError(field)
+
+
+def _trim_heap() -> None:
+    """Give back the memory that the allocator keeps, if it is glibc's."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(ctypes.c_size_t(0))
 
 
 def _forget_peak() -> None:

@@ -200,8 +200,9 @@ def _again(shape: GemmShape, tile: Tile, cycles: float, threads: int) -> float:
 
 
 def _waiting(shape: GemmShape, tile: Tile, threads: int, local: bool) -> float:
-    """Cycles in which the last-level cache is waited for: rows of A that all panels read again,
-    unless a block of them is `local` to L2, and panels that each block after the first does."""
+    """Cycles in which the last-level cache is waited for: rows of A that all panels read again, or
+    all turns of several panels, unless a block of them is `local` to L2; and panels that each block
+    after the first does."""
     panels = ceil_div(shape.batch * ceil_div(shape.n, tile.nr), threads)
     passes = panels / tile.span
     rows = 0.0 if local and tile.span == 1 else 4.0 * shape.m * shape.k * passes

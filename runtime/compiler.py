@@ -59,7 +59,8 @@ class Module:
     """A compiled graph: what an artifact stores and what a process runs.
 
     `stages` holds the graph after the import and after the last pass; `seconds` the time of each
-    stage of the compilation; `built` how many kernels were not in the cache.
+    stage of the compilation; `built` how many kernels were not in the cache.  The constants of
+    `graph` lie in `weights_memory` (uint8), where kernels read them.
     """
 
     graph: Graph

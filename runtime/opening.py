@@ -7,7 +7,6 @@ first error of a process makes them read the symbols of every library that is lo
 from __future__ import annotations
 
 import ctypes
-import gc
 import importlib
 import os
 import sys
@@ -15,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from plait.ir.errors import EnvironmentProblem
+from plait.runtime.garbage import collected_later
 from plait.runtime.loader import native, runtime_library, without_torch
 
 EXTRA_LIBRARY = "libtvm_runtime_extra.so"
@@ -34,7 +34,7 @@ def open_tvm() -> None:
     try:
         if extra.exists():  # it knows types that `import tvm` asks for before it opens it
             ctypes.CDLL(str(extra))
-        with _without_back_ends(), _without_collection(), without_torch():
+        with _without_back_ends(), collected_later(), without_torch():
             importlib.import_module("tvm")
     except (ImportError, OSError) as error:
         message = f"cannot be imported: {error} (pip install 'plait[compile]')"
@@ -51,15 +51,3 @@ def _without_back_ends() -> Iterator[None]:
         yield
     finally:
         os.environ.pop(_AUTOLOAD, None)  # another thread may have taken it back
-
-
-@contextmanager
-def _without_collection() -> Iterator[None]:
-    """Nothing that an import makes is garbage, and torch's objects take long to walk."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plait.codegen.plan import ALIGNMENT, TensorSpec, aligned_empty
+from plait.codegen.plan import TensorSpec, aligned_empty
 
 Array = NDArray[Any]
 _ALIGN_FROM = 1 << 14  # bytes; aligning a smaller result costs more than its stores gain
@@ -43,11 +43,10 @@ class Reused:
     def __call__(self) -> Array:
         block = self._unheld()
         if block is None:
-            block = np.empty(self._spec.nbytes + ALIGNMENT, np.uint8)
-        start = -block.ctypes.data % ALIGNMENT
-        raw = block[start : start + self._spec.nbytes]
+            block = aligned_empty(self._spec.nbytes)
+        array = block.view(self._spec.numpy).reshape(self._spec.shape)
         self._blocks.append(block)
-        return raw.view(self._spec.numpy).reshape(self._spec.shape)
+        return array
 
     def _unheld(self) -> Array | None:
         """A block that nobody else holds; of those that somebody does, the latest are kept."""
@@ -57,7 +56,7 @@ class Reused:
                 block = self._blocks.popleft()
             except IndexError:  # another thread took it
                 break
-            if sys.getrefcount(block) == _ALONE:
+            if _references(block) == _ALONE:
                 found = block
                 break
             self._blocks.append(block)
@@ -69,10 +68,9 @@ class Reused:
         return found
 
 
-def _references() -> int:
-    """What Python counts for an object that one variable holds."""
-    block = np.empty(1, np.uint8)
-    return sys.getrefcount(block)
+def _references(block: Array) -> int:
+    """How many hold the memory of a block, which is itself a view of it, as all its views are."""
+    return sys.getrefcount(block.base)
 
 
-_ALONE = _references()
+_ALONE = _references(aligned_empty(1))

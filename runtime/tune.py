@@ -80,7 +80,7 @@ class Record:
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Record | None:
         """The record, or None if it is of another format and does not hold any more."""
-        older = data.get("format") == 3 and not str(data["schedule"]).startswith("gemm")
+        older = data.get("format") == 3 and not str(data.get("schedule")).startswith("gemm")
         if data.get("format") != FORMAT and not older:
             return None
         fields = {k: v for k, v in data.items() if k != "format"}

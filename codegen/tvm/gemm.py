@@ -124,8 +124,8 @@ class _Nest:
                 b, block, panel, part = unflatten(item, [batch, blocks, panels, self.rows])
             else:
                 b, block, part, panel = unflatten(item, [batch, blocks, self.rows, panels])
-            following = self.ahead.after(tirx.floordiv(item, self.rows)) if self.ahead else item
-            ask = (following, part)
+            block_of_weights = tirx.floordiv(item, self.rows)
+            ask = (self.ahead.after(block_of_weights), part) if self.ahead else None
             return self._tile(b, block * self.rows + part, panel, self._load(b, panel), ask)
 
         return loop(batch * blocks * panels * self.rows, tile, self.kind, "tile")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -122,11 +123,8 @@ def test_calls_from_many_threads(executor: str) -> None:
                 if not torch.allclose(f(inputs[k]), expected[k], atol=1e-5):
                     wrong.append(k)
 
-    threads = [threading.Thread(target=work, args=(k,)) for k in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
     assert not wrong
 
 
@@ -147,11 +145,8 @@ def test_the_first_calls_come_from_many_threads() -> None:
         with torch.no_grad():
             (found[k],) = graph([*model.parameters(), inputs[k]])
 
-    threads = [threading.Thread(target=work, args=(k,)) for k in range(len(inputs))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(len(inputs)) as pool:
+        list(pool.map(work, range(len(inputs))))
     assert len(graph.programs) == 1
     for k, want in enumerate(expected):
         torch.testing.assert_close(found[k], want, rtol=1e-4, atol=1e-5)

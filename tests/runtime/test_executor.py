@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -117,11 +117,8 @@ def test_many_python_threads(small_artifact: Path, threads: int) -> None:
             if not (np.allclose(out, want, rtol=1e-6, atol=1e-6) and (same == x.ravel()).all()):
                 failures.append(seed)
 
-    workers = [threading.Thread(target=work, args=(i,)) for i in range(6)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(work, range(6)))
     assert failures == []
 
 

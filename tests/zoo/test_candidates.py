@@ -68,6 +68,25 @@ def test_garbage_of_the_parent_does_not_count() -> None:
         assert 63 <= candidate.built.peak_bytes / MEGABYTES < 80
 
 
+def test_memory_that_the_parents_allocator_keeps_does_not_count() -> None:
+    """Blocks below malloc's limit for mappings, which a small one above holds back from the system.
+
+    The first raises that limit when it is freed, to the most that it can be.
+    """
+    np.ones(31 * MEGABYTES, np.uint8)
+    blocks = [np.ones(30 * MEGABYTES, np.uint8) for _ in range(4)]
+    above = np.ones(MEGABYTES, np.uint8)
+    blocks.clear()
+
+    def build() -> Call:
+        np.ones(64 * MEGABYTES, np.uint8)
+        return list
+
+    with Candidate(build, limit=60) as candidate:
+        assert 63 <= candidate.built.peak_bytes / MEGABYTES < 80
+    assert above.all()
+
+
 def test_caches_are_empty_and_do_not_outlive_the_candidate() -> None:
     def build() -> Call:
         folders = [Path(os.environ[name]) for name in CACHES]
