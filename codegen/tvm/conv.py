@@ -8,6 +8,7 @@ neither on the tile nor on the number of threads.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from tvm import tirx
@@ -42,9 +43,9 @@ class ConvNest:
         self, windowed: Windowed, shape: ConvShape, tile: ConvTile, places: Sequence[Memory] = (),
         begin: PrimExpr = ZERO, count: int = 0,
     ) -> None:  # fmt: skip
-        self.ports, self.tile, self.shape = Ports(windowed, places), tile, shape
-        self.window = self.shape.window
+        self.ports, self.shape, self.window = Ports(windowed, places), shape, shape.window
         self.begin, self.count = begin, count or self.window.positions
+        self.tile = tile = replace(tile, mr=min(tile.mr, self.count))
         self.panels = tile.panels(self.shape)
         self.tiles = ceil_div(self.count, tile.mr)
         self.image = Image(self.ports)
@@ -70,20 +71,20 @@ class ConvNest:
             panel, at = tirx.floordiv(item, self.tiles), tirx.floormod(item, self.tiles)
         else:
             panel, at = tirx.floormod(item, panels), tirx.floordiv(item, panels)
-        first = self.begin + at * self.tile.mr
+        own = first = self.begin + at * self.tile.mr
+        if self.ragged:
+            first = tirx.min(own, self.begin + self.count - self.tile.mr)
         sums = RegisterTile(self.tile.mr, self.tile.nr)
         return sequence([
-            *sums.clear(), self._sum(sums, panel, at, first), *self._finish(sums, panel, first),
+            *sums.clear(), self._sum(sums, panel, at, first),
+            *self._finish(sums, panel, first, own),
         ])  # fmt: skip
 
     def _sum(self, sums: RegisterTile, panel: PrimExpr, tile: PrimExpr, first: PrimExpr) -> Stmt:
-        """Add all taps; rows beyond the last position repeat it, so that nothing is tested."""
+        """Add all taps."""
         window, inputs, nr = self.window, self.shape.inputs, self.tile.nr
         asks = self.tile.order == "oc" and self.ahead.worthwhile
         group = tirx.floordiv(panel, self.panels) * inputs if self.shape.groups > 1 else ZERO
-
-        def row(m: PrimExpr) -> PrimExpr:
-            return tirx.min(first + m, self.begin + self.count - 1) if self.ragged else first + m
 
         def step(r: PrimExpr, s: PrimExpr, c: PrimExpr) -> Stmt:
             tap = self.image.tap(r, s, group + c)
@@ -91,7 +92,7 @@ class ConvNest:
             at = (panel * self.shape.taps + number) * nr
 
             def term(m: PrimExpr, lane: PrimExpr) -> PrimExpr:
-                return self.image.buffer[self.image.at(row(m)) + tap] * self.weight[at + lane]
+                return self.image.buffer[self.image.at(first + m) + tap] * self.weight[at + lane]
 
             ask = self.ahead.ask_after(panel, tile, number) if asks else None
             return sequence([ask, sums.add(term)])
@@ -102,23 +103,21 @@ class ConvNest:
 
         low, high = self._live_rows(first)
         if high is None and window.kh == window.kw == 1:
-            claim = self._claim(panel, row) if self.far else None
+            claim = self._claim(panel, first) if self.far else None
             return steps_of(inputs, lambda c: step(ZERO, ZERO, c), self.tile.mr, claim)
         if high is None:
             return loop(window.kh, columns, None, "kh")
         var = tirx.Var("kh", "int32")
         return tirx.For(var, low, high - low, tirx.ForKind.SERIAL, columns(var))
 
-    def _claim(
-        self, panel: PrimExpr, row: Callable[[PrimExpr], PrimExpr]
-    ) -> Callable[[PrimExpr], Stmt]:
+    def _claim(self, panel: PrimExpr, first: PrimExpr) -> Callable[[PrimExpr], Stmt]:
         """Asks for the lines that a row of a tile of a panel goes to."""
         most = self.shape.groups * self.shape.outputs - 1
 
         def lines(m: PrimExpr) -> Stmt:
-            lanes = (const(first, "int32") for first, _ in lanes_of(self.tile.nr))
+            lanes = (const(lane, "int32") for lane, _ in lanes_of(self.tile.nr))
             channels = (tirx.min(self._channel(panel, lane), most) for lane in lanes)
-            return sequence([self.ports.claim(self.at(row(m), at)) for at in channels])
+            return sequence([self.ports.claim(self.at(first + m, at)) for at in channels])
 
         return lines
 
@@ -140,21 +139,21 @@ class ConvNest:
             return ZERO, None
         first = tirx.floormod(first, plane) if window.n > 1 else first
         last = first + mr - 1
-        if plane % mr:
-            last = tirx.min(last, plane - 1)
         step, gap, top = window.stride[0], window.dilation[0], window.low[0]
         low = tirx.floordiv(top - tirx.floordiv(last, window.ow) * step + gap - 1, gap)
         high = tirx.floordiv(window.h - 1 + top - tirx.floordiv(first, window.ow) * step, gap) + 1
         return tirx.max(low, 0), tirx.min(high, window.kh)
 
-    def _finish(self, sums: RegisterTile, panel: PrimExpr, first: PrimExpr) -> list[Stmt]:
-        """Write the tile through the epilogue."""
+    def _finish(
+        self, sums: RegisterTile, panel: PrimExpr, first: PrimExpr, own: PrimExpr
+    ) -> list[Stmt]:
+        """Write the tile, the positions from `own` on, through the epilogue."""
         present = self.shape.outputs - (self.panels - 1) * self.tile.nr
         full = None if self.panels == 1 else tirx.floormod(panel, self.panels) < self.panels - 1
         last = LastPanel(present, full) if present < self.tile.nr else None
 
         def exists(m: PrimExpr) -> PrimExpr:
-            return first + m < self.begin + self.count
+            return first + m >= own
 
         def store(total: PrimExpr, m: PrimExpr, lane: PrimExpr) -> Stmt:
             return self.ports.store(total, self.at(first + m, self._channel(panel, lane)))

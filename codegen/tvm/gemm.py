@@ -1,7 +1,7 @@
 """Matrix products: register tiled, parallel, any m, n and k, an elementwise epilogue fused.
 
-Reads of A are clamped to its last row and panels of B are padded, so that the sum has no condition;
-only edge tiles are written under one.  An element is one sum in one order, whatever the tile and
+The last rows of A are read by a whole tile that ends with them, and panels of B are padded, so that
+the sum has no condition; only edge tiles are written under one.  An element is one sum in one order, whatever the tile and
 the number of threads: where the reduction is cut into parts, the sums of one go on in the next.
 """
 
@@ -81,7 +81,8 @@ def gemm_loops(gemm: Gemm) -> Stmt:
 
 def _normalized(gemm: Gemm) -> Gemm:
     """The product with the way B is read and the pieces that its shape allows."""
-    tile, shape = gemm.tile, gemm.shape
+    shape = gemm.shape
+    tile = replace(gemm.tile, mr=min(gemm.tile.mr, shape.m))
     if gemm.rhs == "packed":
         whole = tile.outer == "m" or shape.k % tile.depth != 0
         return replace(gemm, tile=replace(tile, chunks=1, depth=1 if whole else tile.depth))
@@ -223,15 +224,16 @@ class _Nest:
         self, sums: RegisterTile, b: PrimExpr, row: PrimExpr, load: Load, ask: Ask | None,
         first: PrimExpr, panel: PrimExpr | None,
     ) -> Stmt:  # fmt: skip
-        """Add `steps` terms from the term `first` on; rows beyond the last repeat it.
+        """Add `steps` terms from the term `first` on.
 
         panel: where the sums are finished after that, the panel that they are of.
         """
         gemm = self.gemm
 
+        begin = self._first(row)
+
         def at(m: PrimExpr) -> PrimExpr:
-            position = row * self.tile.mr + m
-            return tirx.min(position, self.shape.m - 1) if gemm.ragged_rows else position
+            return begin + m
 
         def step(k: PrimExpr) -> Stmt:
             asked = None
@@ -243,6 +245,11 @@ class _Nest:
             return sequence([asked, terms])
 
         return steps_of(self.steps, step, self.tile.mr, self._claim(b, at, panel))
+
+    def _first(self, row: PrimExpr) -> PrimExpr:
+        """The first row of a tile: of one that reaches beyond the last row, a few earlier."""
+        first = row * self.tile.mr
+        return tirx.min(first, self.shape.m - self.tile.mr) if self.gemm.ragged_rows else first
 
     def _claim(
         self, b: PrimExpr, at: Callable[[PrimExpr], PrimExpr], panel: PrimExpr | None
@@ -261,14 +268,14 @@ class _Nest:
     ) -> list[Stmt]:
         """Write a tile through the epilogue."""
         gemm, tile = self.gemm, self.tile
-        first = row * tile.mr
+        first = self._first(row)
 
         def store(total: PrimExpr, m: PrimExpr, lane: PrimExpr) -> Stmt:
             at = (b, first + m, panel * tile.nr + lane)
             return gemm.store(gemm.epilogue(total, *at), *at)
 
         def exists(m: PrimExpr) -> PrimExpr:
-            return first + m < self.shape.m
+            return first + m >= row * tile.mr
 
         last = None
         if gemm.ragged_columns:

@@ -8,6 +8,7 @@ from typing import Any
 
 import tvm_ffi
 from tvm import tirx
+from tvm.ir import TensorLoad
 
 from plait.codegen.core import core, simd
 from plait.codegen.tvm.loops import loop, put, sequence
@@ -15,9 +16,7 @@ from plait.codegen.tvm.scalars import const
 
 PrimExpr = Any
 Stmt = Any
-MOST_UNROLLED = (
-    12  # operations and loads of an epilogue; repeated for each vector, more is too much
-)
+MOST_UNROLLED = 12  # operations and loads of an epilogue that is repeated for each vector
 UNROLLED, VECTORIZED = tirx.ForKind.UNROLLED, tirx.ForKind.VECTORIZED
 
 
@@ -31,11 +30,25 @@ def vectorized(lanes: int, stmt: Any) -> Stmt:
     return stmt(const(0, "int32")) if lanes == 1 else loop(lanes, stmt, VECTORIZED, "q")
 
 
+def work_of(epilogue: PrimExpr) -> int:
+    """Operations and loads of an epilogue: what is used twice counts once, addresses do not."""
+    found: set[Any] = set()
+
+    def visit(node: Any) -> Any:
+        if isinstance(node, tirx.IntImm | tirx.FloatImm | tirx.Var):
+            return None
+        key = tvm_ffi.structural.StructuralKey(node)
+        inside = key not in found and not isinstance(node, TensorLoad)
+        found.add(key)
+        return None if inside else tvm_ffi.structural.WalkResult.SKIP
+
+    tvm_ffi.structural_walk(epilogue, (tirx.Expr, visit), order="pre")
+    return len(found)
+
+
 def is_heavy(epilogue: PrimExpr) -> bool:
     """Whether an epilogue is too much code to repeat for every vector of a tile."""
-    nodes: list[Any] = []
-    tvm_ffi.structural_walk(epilogue, (tirx.Expr, nodes.append))
-    return sum(not isinstance(n, tirx.IntImm | tirx.Var) for n in nodes) > MOST_UNROLLED
+    return work_of(epilogue) > MOST_UNROLLED
 
 
 def steps_of(
