@@ -21,6 +21,8 @@ from plait.codegen.tiles import (
     SHARED_BYTES,
     all_weights_again,
     ceil_div,
+    crowding,
+    deepness,
     lateness,
 )
 
@@ -217,6 +219,7 @@ def conv_cycles(shape: ConvShape, mr: int, nr: int, threads: int) -> float:
     overhead = TILE_CYCLES
     if shape.taps * nr * 4 > L1_PANEL_BYTES:
         speed *= FROM_L2.get(mr, 1.0)
+    speed /= crowding(mr, 4 * window.c * window.stride[1]) * deepness(4 * shape.taps * nr)
     if not rows_are_regular(window, mr):
         pixels = window.kh * window.kw if shape.inputs <= FEW_INPUTS else 0
         overhead += (ROW_CYCLES + pixels) * mr
@@ -225,7 +228,7 @@ def conv_cycles(shape: ConvShape, mr: int, nr: int, threads: int) -> float:
     panels = shape.groups * ceil_div(shape.outputs, nr)
     tiles = ceil_div(panels * ceil_div(window.positions, mr), threads)
     first = 4 * shape.taps * nr * panels / MEMORY_BYTES
-    if 4 * shape.taps * nr <= L2_BYTES:
+    if 4 * shape.taps * nr <= core().held_bytes:
         late = core().exposed / 2 * first  # what arithmetic does not hide of the way from memory
         return tiles * (shape.taps * mr * nr / speed + overhead) + late
     # A panel that L2 does not hold comes from memory once, and then again for every tile.

@@ -28,6 +28,7 @@ class Core:
     exposed: the part of the rows' way from the last-level cache that no arithmetic hides; half as
         much of the weights' first way; of later ones, asked for ahead of time, a quarter.
     doubt: estimates of products that differ by less, as a part of them, say nothing.
+    held_bytes: of a panel of weights of a convolution, which L2 keeps from one tile to the next.
     asked: cycles in which a vector of images arrives, from the last-level cache and from memory,
         where windows ask for rows ahead of time; where it is 0 they do not ask.
     claimed: steps for each row of a register tile, at the end of its sum, in which the lines that
@@ -47,6 +48,7 @@ class Core:
     deep: float = 0.0
     exposed: float = 0.0
     doubt: float = 0.0
+    held_bytes: int = 512 * 1024
     asked: tuple[float, float] = (0.0, 0.0)
     claimed: int = 0
     columns: int = 4
@@ -57,7 +59,7 @@ AVX2: Final = Core(lanes=8, registers=16, most_rows=7, addressed_rows=6, far_byt
                    memory_bytes=5.0)  # fmt: skip
 AVX512: Final = Core(lanes=16, registers=32, most_rows=10, addressed_rows=14, far_bytes=9,
                      memory_bytes=7.5, l2_cycles=2.2, line_cycles=0.4, row_cycles=0.05, deep=0.45,
-                     exposed=0.6, doubt=0.03, asked=(7.5, 13.0), claimed=4,
+                     exposed=0.6, doubt=0.03, held_bytes=640 * 1024, asked=(7.5, 13.0), claimed=4,
                      columns=16)  # fmt: skip
 CORES: Final = {core.lanes: core for core in (AVX2, AVX512)}
 # What 512-bit code needs: the arithmetic, its 256-bit and 128-bit forms, and float logic.

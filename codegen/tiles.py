@@ -101,9 +101,8 @@ def gemm_cycles(
     blocks: int = 1, depth: int = 1, span: int = 1,
 ) -> float:  # fmt: skip
     """Cycles of the busiest thread when a product is cut into `mr` by `nr` tiles."""
-    step = step_cycles(mr, nr // simd()) * _deep(4 * nr * shape.k // depth)
-    if mr > WAYS and 4 * shape.k % SET_BYTES == 0:
-        step *= CROWDED
+    step = step_cycles(mr, nr // simd()) * deepness(4 * nr * shape.k // depth)
+    step *= crowding(mr, 4 * shape.k)
     row_tiles = ceil_div(ceil_div(shape.m, mr), blocks) * blocks
     panels = shape.batch * ceil_div(shape.n, nr)
     around = TILE_CYCLES + (depth - 1) * PART_CYCLES
@@ -178,11 +177,6 @@ def _depth(k: int, nr: int) -> int:
     return next(deep, 1)
 
 
-def _deep(size: int) -> float:
-    """The factor of time for panels of `size` bytes: L2 also holds rows, and the next panel."""
-    return 1 + core().deep * max(0.0, size / L2_BYTES - 1 / 3)
-
-
 def _again(shape: GemmShape, tile: Tile, cycles: float, threads: int) -> float:
     """The factor for what is read again and again, a block of rows or all panels."""
     if tile.outer == "m":
@@ -210,6 +204,16 @@ def _waiting(shape: GemmShape, tile: Tile, threads: int, local: bool) -> float:
         rows /= 4  # most of them stay
     again = 4 * shape.k * tile.nr * panels * (tile.blocks - 1) / 4
     return core().exposed * (rows + again) / core().far_bytes
+
+
+def deepness(size: int) -> float:
+    """The factor of time for panels of `size` bytes: L2 also holds rows, and the next panel."""
+    return 1 + core().deep * max(0.0, size / L2_BYTES - 1 / 3)
+
+
+def crowding(rows: int, pitch: int) -> float:
+    """The factor of time for tiles of so many rows, which lie `pitch` bytes apart."""
+    return CROWDED if rows > WAYS and pitch % SET_BYTES == 0 else 1.0
 
 
 def lateness(rows: int) -> float:

@@ -96,8 +96,10 @@ def winograd_cycles(shape: ConvShape, tile: WinogradTile, threads: int) -> float
     step = shape.inputs * tile.mr * tile.nr / speed + TILE_CYCLES
     result = tile.rows * tile.nr / simd() * RESULT_CYCLES[tile.m]
     items = ceil_div(ceil_div(tile.block, tile.rows) * panels, threads)
-    products = items * (tile.group * planes * step + result)
-    weights = 4 * planes * shape.inputs * panels * tile.nr
+    panel = 4 * planes * shape.inputs * tile.nr
+    late = core().exposed * panel / core().far_bytes  # each item reads a panel of each plane
+    products = items * (tile.group * planes * step + result + late)
+    weights = panel * panels
     memory = core().memory_bytes
     again = FROM_L3 if weights <= L3_WEIGHT_BYTES else memory
     streams = weights / memory + (blocks - 1) * weights / again

@@ -1,8 +1,9 @@
 """Matrix products: register tiled, parallel, any m, n and k, an elementwise epilogue fused.
 
 The last rows of A are read by a whole tile that ends with them, and panels of B are padded, so that
-the sum has no condition; only edge tiles are written under one.  An element is one sum in one order, whatever the tile and
-the number of threads: where the reduction is cut into parts, the sums of one go on in the next.
+the sum has no condition; only edge tiles are written under one.  An element is one sum in one
+order, whatever the tile and the number of threads: where the reduction is cut into parts, the sums
+of one go on in the next.
 """
 
 from __future__ import annotations

@@ -228,8 +228,18 @@ def _resident_bytes() -> int:
     return pages * resource.getpagesize()
 
 
-def test_any_tile_and_order_has_the_same_bits() -> None:
-    case = Case((1, 16, 11, 7), 40, (3, 3), low=1)
+@pytest.mark.parametrize(
+    ("x", "tiles"),
+    [
+        ((1, 16, 11, 7), ((6, "oc", 0), (4, "pos", 1), (1, "oc", 1), (5, "pos", 0))),
+        ((1, 16, 1, 3), ((2, "oc", 0), (3, "pos", 0), (6, "oc", 0), (6, "pos", 1))),
+    ],
+)
+def test_any_tile_and_order_has_the_same_bits(
+    x: tuple[int, ...], tiles: tuple[tuple[int, str, int], ...]
+) -> None:
+    """Also tiles of more rows than there are positions."""
+    case = Case(x, 40, (3, 3), low=1)
     b = Builder()
     graph = b.finish([case.result(b, case.node(b) + case.bias(b))])
     lowered = parse_pipeline(SELECTED).run(graph, Context(cpu_target(1)))
@@ -242,7 +252,7 @@ def test_any_tile_and_order_has_the_same_bits() -> None:
         inputs.append(made.attrs["value"].array)
     results = [
         call(kernel.attrs["body"], f"conv{{mr={mr} nr={nr} order={order} parallel={p}}}", inputs)
-        for mr, order, p in ((6, "oc", 0), (4, "pos", 1), (1, "oc", 1), (5, "pos", 0))
+        for mr, order, p in tiles
     ]
     for other in results[1:]:
         np.testing.assert_array_equal(results[0], other)
@@ -274,6 +284,14 @@ def test_rows_of_few_channels_lie_at_fixed_distances(core: Core) -> None:
     """An address for each of them would cost more than their few terms."""
     window = WindowShape(1, 224, 224, 3, 7, 7, (2, 2), (3, 3), (3, 3))
     assert rows_are_regular(window, choose_conv_tile(ConvShape(window, 64), threads=2).mr)
+
+
+@pytest.mark.parametrize("core", [AVX512], indirect=True, ids=["16 lanes"])
+def test_panels_of_deep_sums_stay_in_the_second_level_cache(core: Core) -> None:
+    """Also those of two vectors: a tile one vector wide loads more than it multiplies."""
+    window = WindowShape(1, 14, 14, 512, 3, 3, (2, 2), (1, 1), (1, 1))
+    tile = choose_conv_tile(ConvShape(window, 512), threads=2)
+    assert tile.nr == 32 and 4 * ConvShape(window, 512).taps * tile.nr <= core.held_bytes
 
 
 def test_images_beyond_the_cache_are_passed_over_once() -> None:

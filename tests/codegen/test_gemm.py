@@ -140,6 +140,7 @@ def test_value(shape: tuple[int, int, int, int], rhs: str) -> None:
     [
         Tile(4, 24, "m"),
         Tile(6, 16),
+        Tile(12, 8),
         Tile(3, 8, chunks=2),
         Tile(2, 8, chunks=3),
         Tile(1, 64),

@@ -146,10 +146,11 @@ def test_what_can_be_filtered() -> None:
     assert not can_filter(ConvShape(WindowShape(1, 14, 14, 64, 3, 3), 64, groups=2))
 
 
+@both_cores
 @pytest.mark.parametrize(
     ("conv", "m"), [(shape(56, 64, 64), 4), (shape(14, 256, 256), 4), (shape(7, 512, 512), 2)]
 )
-def test_tile(conv: ConvShape, m: int) -> None:
+def test_tile(core: Core, conv: ConvShape, m: int) -> None:
     """Small images waste less in small tiles, and wide layers have many transformed weights."""
     cycles, tile = winograd_tiles(conv, threads=2)[0]
     assert tile.m == m
