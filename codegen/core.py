@@ -26,9 +26,11 @@ class Core:
         beside their multiply-adds.
     deep: what a panel costs that is larger than a third of L2, as a part of the time for each L2.
     exposed: the part of the rows' way from the last-level cache that no arithmetic hides; half as
-        much of the weights' first way; of later ones, asked for ahead of time, a quarter.
+        much of the weights' first way; of later ones, asked for ahead of time, a quarter; but all
+        of it where filtered convolutions read panels of many planes in turn.
     doubt: estimates of products that differ by less, as a part of them, say nothing.
-    held_bytes: of a panel of weights of a convolution, which L2 keeps from one tile to the next.
+    held_bytes: the largest panel of weights of a convolution that L2 keeps from one tile to the
+        next, beside its images: all of 512 KiB where they pass quickly, 5/8 of 1 MiB.
     asked: cycles in which a vector of images arrives, from the last-level cache and from memory,
         where windows ask for rows ahead of time; where it is 0 they do not ask.
     claimed: steps for each row of a register tile, at the end of its sum, in which the lines that

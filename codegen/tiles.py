@@ -25,8 +25,8 @@ ORDER = 1.02  # what the worse order of loops is taken to cost
 # from memory; and when all panels are, for every tile of rows.
 ROWS_AGAIN, PANELS_AGAIN = (1.02, 1.2), (1.05, 1.5)
 MEMORY_BYTES = 6  # from memory in a cycle
-# Rows of A that are a multiple of so many bytes long fall into one set of L1, which holds as many
-# lines as it has ways: the factor of time for tiles of more rows.
+# Rows of A, or pixels, that lie a multiple of so many bytes apart fall into one set of L1, which
+# holds as many lines as it has ways: the factor of time for tiles of more rows.
 SET_BYTES, WAYS, CROWDED = 4096, 8, 1.07
 PARALLEL_CYCLES = 8_000  # below about 2 us, waking a second thread costs more than it saves
 L2_BYTES = 512 * 1024

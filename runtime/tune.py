@@ -45,7 +45,7 @@ from plait.runtime.loader import Library
 from plait.runtime.opening import open_tvm
 
 TUNED = "tuned"  # kind of cache entry
-FORMAT = 4  # 3: products had fewer candidates; 2: the first candidate was measured too slow
+FORMAT = 5  # before: kernels that are faster now, and candidates that were not there
 KEPT = 8  # candidates of a kernel that are measured
 HOPELESS = 2.5  # candidates estimated to take so many times the best are not
 MARGIN = 1.02
@@ -80,8 +80,7 @@ class Record:
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Record | None:
         """The record, or None if it is of another format and does not hold any more."""
-        older = data.get("format") == 3 and not str(data.get("schedule")).startswith("gemm")
-        if data.get("format") != FORMAT and not older:
+        if data.get("format") != FORMAT:
             return None
         fields = {k: v for k, v in data.items() if k != "format"}
         pack = {int(k): (str(form), int(block)) for k, (form, block) in fields["pack"].items()}

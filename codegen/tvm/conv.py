@@ -72,7 +72,7 @@ class ConvNest:
         else:
             panel, at = tirx.floormod(item, panels), tirx.floordiv(item, panels)
         own = first = self.begin + at * self.tile.mr
-        if self.ragged:
+        if self.ragged:  # the last tile ends with the last position: all its rows can be read
             first = tirx.min(own, self.begin + self.count - self.tile.mr)
         sums = RegisterTile(self.tile.mr, self.tile.nr)
         return sequence([
@@ -152,13 +152,13 @@ class ConvNest:
         full = None if self.panels == 1 else tirx.floormod(panel, self.panels) < self.panels - 1
         last = LastPanel(present, full) if present < self.tile.nr else None
 
-        def exists(m: PrimExpr) -> PrimExpr:
+        def owned(m: PrimExpr) -> PrimExpr:
             return first + m >= own
 
         def store(total: PrimExpr, m: PrimExpr, lane: PrimExpr) -> Stmt:
             return self.ports.store(total, self.at(first + m, self._channel(panel, lane)))
 
-        return sums.finish(store, self.ports.heavy, exists if self.ragged else None, last)
+        return sums.finish(store, self.ports.heavy, owned if self.ragged else None, last)
 
     def _channel(self, panel: PrimExpr, lane: PrimExpr) -> PrimExpr:
         """The output channel of a lane of a panel."""

@@ -229,9 +229,7 @@ class _Nest:
 
         panel: where the sums are finished after that, the panel that they are of.
         """
-        gemm = self.gemm
-
-        begin = self._first(row)
+        gemm, begin = self.gemm, self._first(row)
 
         def at(m: PrimExpr) -> PrimExpr:
             return begin + m
@@ -275,11 +273,11 @@ class _Nest:
             at = (b, first + m, panel * tile.nr + lane)
             return gemm.store(gemm.epilogue(total, *at), *at)
 
-        def exists(m: PrimExpr) -> PrimExpr:
+        def owned(m: PrimExpr) -> PrimExpr:
             return first + m >= row * tile.mr
 
         last = None
         if gemm.ragged_columns:
             full = panel < gemm.panels - 1 if gemm.panels > 1 else None
             last = LastPanel(self.shape.n - (gemm.panels - 1) * tile.nr, full)
-        return sums.finish(store, self.heavy, exists if gemm.ragged_rows else None, last)
+        return sums.finish(store, self.heavy, owned if gemm.ragged_rows else None, last)

@@ -16,7 +16,7 @@ from tvm import tirx
 from plait.codegen.conv_tiles import WindowShape, window_shape
 from plait.codegen.tvm.access import Access, flat_reads
 from plait.codegen.tvm.loops import Memory, Parameters, along, loop, prefetch, sequence
-from plait.codegen.tvm.register_tile import MOST_UNROLLED, work_of
+from plait.codegen.tvm.register_tile import is_heavy
 from plait.codegen.tvm.scalars import const
 from plait.ir import op as ops
 from plait.ir import types as t
@@ -185,13 +185,8 @@ class Ports:
     @cached_property
     def heavy(self) -> bool:
         """Whether the epilogue is too much code to repeat for every vector of a tile."""
-        return self.work > MOST_UNROLLED
-
-    @cached_property
-    def work(self) -> int:
-        """Operations and loads of the epilogue for each element."""
         index = self.windowed.index(*(tirx.Var(v, "int32") for v in "bcij"))
-        return work_of(self.finished(tirx.Var("total", "float32"), index))
+        return is_heavy(self.finished(tirx.Var("total", "float32"), index))
 
     def function(self, stmts: Sequence[Stmt]) -> Any:
         return self.parameters.function(stmts)

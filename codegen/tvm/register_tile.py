@@ -8,7 +8,7 @@ from typing import Any
 
 import tvm_ffi
 from tvm import tirx
-from tvm.ir import TensorLoad
+from tvm.ir import Op, TensorLoad
 
 from plait.codegen.core import core, simd
 from plait.codegen.tvm.loops import loop, put, sequence
@@ -17,6 +17,7 @@ from plait.codegen.tvm.scalars import const
 PrimExpr = Any
 Stmt = Any
 MOST_UNROLLED = 12  # operations and loads of an epilogue that is repeated for each vector
+_NO_WORK = (tirx.IntImm, tirx.FloatImm, tirx.Var, tirx.Let, Op)
 UNROLLED, VECTORIZED = tirx.ForKind.UNROLLED, tirx.ForKind.VECTORIZED
 
 
@@ -35,7 +36,7 @@ def work_of(epilogue: PrimExpr) -> int:
     found: set[Any] = set()
 
     def visit(node: Any) -> Any:
-        if isinstance(node, tirx.IntImm | tirx.FloatImm | tirx.Var):
+        if isinstance(node, _NO_WORK):
             return None
         key = tvm_ffi.structural.StructuralKey(node)
         inside = key not in found and not isinstance(node, TensorLoad)
@@ -129,10 +130,10 @@ class RegisterTile:
         self,
         store: Callable[[PrimExpr, PrimExpr, PrimExpr], Stmt],
         heavy: bool,
-        exists: Callable[[PrimExpr], PrimExpr] | None = None,
+        owned: Callable[[PrimExpr], PrimExpr] | None = None,
         last: LastPanel | None = None,
     ) -> list[Stmt]:
-        """`store(sum, row, lane)` for every sum, of rows that exist and columns that do.
+        """`store(sum, row, lane)` for every sum, of rows that the tile owns and columns that exist.
 
         A heavy store is a loop over vectors, which reads a copy: registers have no index.  Of two
         nested loops LLVM would think that they run more often than the sum's, and keep constants
@@ -140,7 +141,7 @@ class RegisterTile:
         """
 
         def row(source: Any, m: PrimExpr) -> Stmt:
-            return self._if(exists, m, sequence(self._row(source, store, m, last)))
+            return self._if(owned, m, sequence(self._row(source, store, m, last)))
 
         if not heavy:
             return [loop(self.rows, lambda m: row(self.acc, m), UNROLLED, "m")]
@@ -152,12 +153,12 @@ class RegisterTile:
 
         def one(k: PrimExpr) -> Stmt:
             m, v = tirx.floordiv(k, vectors), tirx.floormod(k, vectors)
-            return self._if(exists, m, self._vector(stage, store, m, v * simd(), simd()))
+            return self._if(owned, m, self._vector(stage, store, m, v * simd(), simd()))
 
         return [*copy, loop(self.rows * vectors, one, None, "k")]
 
-    def _if(self, exists: Any, m: PrimExpr, stmt: Stmt) -> Stmt:
-        return stmt if exists is None else tirx.IfThenElse(exists(m), stmt, None)
+    def _if(self, owned: Any, m: PrimExpr, stmt: Stmt) -> Stmt:
+        return stmt if owned is None else tirx.IfThenElse(owned(m), stmt, None)
 
     def _vector(self, source: Any, store: Any, m: PrimExpr, k: PrimExpr, lanes: int) -> Stmt:
         """Store `lanes` neighbours of one row, from lane `k` on."""

@@ -39,7 +39,6 @@ PrimExpr = Any
 Stmt = Any
 Lane = Callable[[int, PrimExpr], PrimExpr]  # a vector's number and a lane to an element
 Put = Callable[[int, PrimExpr, PrimExpr], Stmt]
-MOST_REPEATED = 5  # operations and loads of an epilogue that is repeated for each result of a tile
 RAISED = 1.1
 
 
@@ -281,7 +280,7 @@ class WinogradNest:
             whole = self.window.oh % m == 0
             return stmt if whole else tirx.IfThenElse(row + i < self.window.oh, stmt, None)
 
-        kind = None if self.ports.work > MOST_REPEATED else UNROLLED
+        kind = None if self.ports.heavy else UNROLLED
         allocations = [tirx.AllocBuffer(b) for b in (half, stage)]
         return [*allocations, *stmts, loop(m, line, kind, "i")]
 

@@ -49,16 +49,21 @@ def check(graph: Graph, inputs: list[Array], template: str, exact: bool = False)
     return module
 
 
-def call(body: Graph, schedule: str, inputs: list[Array]) -> Array:
-    """The result of one kernel with a schedule of the test's own; inputs and result are flat."""
+def call(body: Graph, schedule: str, inputs: list[Array], over: int | None = None) -> Array:
+    """The result of one kernel with a schedule of the test's own; inputs and result are flat.
+
+    over: the input whose memory the result is written to.
+    """
     parsed = Schedule.parse(schedule)
     named = Schedule.make(parsed.template, **{**parsed.parameters, "vector": core().lanes})
     func = over_pointers(cpu_target().build(body, str(named)))
-    specs = [TensorSpec(f"x{k}", str(x.dtype), (x.size,)) for k, x in enumerate(inputs)]
+    given = [np.array(x.reshape(-1)) for x in inputs]
+    specs = [TensorSpec(f"x{k}", str(x.dtype), x.shape) for k, x in enumerate(given)]
     (out,) = body.output_types
     result = TensorSpec("y", out.dtype.name, (int(np.prod(out.static("test"))),))
-    args = (*(PointerArg("input", k) for k in range(len(inputs))), PointerArg("output"))
+    to = PointerArg("output") if over is None else PointerArg("input", over)
+    args = (*(PointerArg("input", k) for k in range(len(inputs))), to)
     plan = ModulePlan("one", tuple(specs), (result,), (Call("k_one", args),))
     objects = [compile_kernel(func, "k_one", host_target()), compile_main(plan, host_target())]
-    found: Array = CompiledModel(plan, Library(objects))(*(x.reshape(-1) for x in inputs))[0]
-    return found
+    (found,) = CompiledModel(plan, Library(objects))(*given)
+    return found if over is None else given[over]

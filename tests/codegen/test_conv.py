@@ -119,6 +119,7 @@ CASES = [
     Case((1, 32, 5, 4), 2, (1, 1), template="narrow"),
     # one column; kernel rows that meet padding alone
     Case((1, 8, 16, 1), 32, (64, 1), low=(31, 0), high=(32, 0)),
+    Case((1, 8, 17, 1), 32, (64, 1), low=(31, 0), high=(32, 0)),
     Case((1, 1, 64, 1), 16, (32, 1), stride=(4, 1), low=(14, 0)),
     Case((2, 8, 12, 1), 16, (9, 1), low=(4, 0)),
     # sequences
@@ -186,6 +187,35 @@ def test_written_in_place_of_an_operand() -> None:
     kernels = [(graph.results(k)[0], n.operands) for k, n in enumerate(graph.nodes)
                if n.op == "kernel"]  # fmt: skip
     assert any(storage[out] in [storage[v] for v in operands] for out, operands in kernels)
+
+
+@both_cores
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("order", ["oc", "pos"])
+def test_positions_of_another_tile_are_not_written(core: Core, k: int, order: str) -> None:
+    """The last tile of 6 rows ends with position 77, so it begins with one of the tile before:
+    over the shortcut, that would be added to it twice."""
+    case = Case((1, 16, 11, 7), 40, (k, k), low=k // 2)
+    b = Builder()
+    x, stored = case.data(b, TensorType(t.f32, (1, 11, 7, 40)))
+    y = case.conv(b, x) + b.transpose(stored, (0, 3, 1, 2))
+    lowered = parse_pipeline(SELECTED).run(
+        b.finish([case.result(b, y)]), Context(cpu_target(1, core))
+    )
+    (kernel,) = (n for n in lowered.nodes if n.op == "kernel")
+    images = {16: case.sample(), 40: normal(3, 1, 11, 7, 40)}
+    inputs = []
+    for v in kernel.operands:
+        made = lowered.producer(v)
+        if made is not None and made.op == "constant":
+            inputs.append(made.attrs["value"].array)
+        else:
+            inputs.append(images[lowered.types[v].static("test")[1]])
+    nr = Schedule.parse(kernel.attrs["schedule"]).number("nr")
+    schedule = f"conv{{mr=6 nr={nr} order={order} parallel=1}}"
+    wanted = call(kernel.attrs["body"], schedule, inputs)
+    over = next(k for k, x in enumerate(inputs) if x is images[40])
+    np.testing.assert_array_equal(call(kernel.attrs["body"], schedule, inputs, over), wanted)
 
 
 def test_weights_that_are_not_constant() -> None:

@@ -154,6 +154,8 @@ def test_value(shape: tuple[int, int, int, int], rhs: str) -> None:
         Tile(2, 16, blocks=3, depth=4, span=3),
         Tile(2, 8, blocks=2, depth=3, span=4),
         Tile(4, 16, depth=2, span=9),
+        Tile(4, 16, blocks=2),
+        Tile(3, 16, blocks=3, depth=2),
     ],
     ids=str,
 )
@@ -161,6 +163,28 @@ def test_any_tile_has_the_same_bits(tile: Tile, rhs: str) -> None:
     size = GemmShape(1, 11, 50, 36)
     want = check(*case(size, Tile(4, 16, parallel=False), rhs))
     np.testing.assert_array_equal(check(*case(size, tile, rhs)), want)
+
+
+@both_cores
+@pytest.mark.parametrize("rhs", ["packed", "any"])
+@pytest.mark.parametrize(
+    "tile", [Tile(4, 24, "m"), Tile(6, 16), Tile(4, 16, blocks=2), Tile(3, 16, blocks=3, depth=2)],
+    ids=str,
+)  # fmt: skip
+def test_each_result_is_written_once(tile: Tile, rhs: str) -> None:
+    """Also those whose rows another tile reads too, and where whole tiles lie beyond the last."""
+    size = GemmShape(1, 11, 50, 36)
+    given, inputs, want = case(size, tile, rhs)
+    counts = given.buffers[3]
+
+    def count(value: Any, p: Any, i: Any, j: Any) -> Any:
+        at = (p * size.m + i) * size.n + j
+        return put(counts, at, counts[at] + tirx.if_then_else(value == value, 1.0, 0.0))
+
+    gemm = replace(given.gemm, epilogue=lambda total, p, i, j: total, store=count, claim=None)
+    inputs[3][:] = 0
+    run(Case(gemm, given.buffers), inputs, want.shape)
+    np.testing.assert_array_equal(inputs[3], 1.0)
 
 
 @both_cores

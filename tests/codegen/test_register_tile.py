@@ -18,7 +18,7 @@ def at_most(x: PrimExpr, most: float) -> PrimExpr:
 
 
 def test_what_is_used_twice_is_counted_once() -> None:
-    """As trees, four limits in a row would be 31 operations."""
+    """As trees, four limits in a row would be 62 operations and loads."""
     total = tirx.Var("total", "float32")
     bias = tirx.decl_buffer((8,), "float32", name="bias")
     x = total + bias[tirx.Var("i", "int32") * 2 + 1]
@@ -35,6 +35,12 @@ def test_much_is_heavy() -> None:
         x = x * x
     assert work_of(x) == MOST_UNROLLED and not is_heavy(x)
     assert is_heavy(x + const(1.0, "float32"))
+
+
+def test_a_name_is_no_work() -> None:
+    x, y = tirx.Var("x", "float32"), tirx.Var("y", "float32")
+    assert work_of(tirx.Let(y, x * x, y + y)) == 2
+    assert work_of(tirx.exp(x)) == 1
 
 
 def test_addends_of_equal_type_are_not_the_same() -> None:
