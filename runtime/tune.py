@@ -79,7 +79,7 @@ class Record:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Record | None:
-        """The record, or None if it is of another format and does not hold any more."""
+        """The record, or None if it is of another format: it does not hold any more."""
         if data.get("format") != FORMAT:
             return None
         fields = {k: v for k, v in data.items() if k != "format"}
