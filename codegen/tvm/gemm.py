@@ -231,19 +231,16 @@ class _Nest:
         """
         gemm, begin = self.gemm, self._first(row)
 
-        def at(m: PrimExpr) -> PrimExpr:
-            return begin + m
-
         def step(k: PrimExpr) -> Stmt:
             asked = None
             if self.ahead is not None and ask is not None:
                 asked = self.ahead.ask(*ask, k)
             terms = sums.add(
-                lambda m, lane: gemm.a_load(b, at(m), first + k) * load(first + k, lane)
+                lambda m, lane: gemm.a_load(b, begin + m, first + k) * load(first + k, lane)
             )
             return sequence([asked, terms])
 
-        return steps_of(self.steps, step, self.tile.mr, self._claim(b, at, panel))
+        return steps_of(self.steps, step, self.tile.mr, self._claim(b, begin, panel))
 
     def _first(self, row: PrimExpr) -> PrimExpr:
         """The first row of a tile: of one that reaches beyond the last row, a few earlier."""
@@ -251,7 +248,7 @@ class _Nest:
         return tirx.min(first, self.shape.m - self.tile.mr) if self.gemm.ragged_rows else first
 
     def _claim(
-        self, b: PrimExpr, at: Callable[[PrimExpr], PrimExpr], panel: PrimExpr | None
+        self, b: PrimExpr, begin: PrimExpr, panel: PrimExpr | None
     ) -> Callable[[PrimExpr], Stmt] | None:
         """Asks for the lines that a row of a tile of a panel goes to."""
         claim = self.gemm.claim
@@ -260,7 +257,7 @@ class _Nest:
         columns = [panel * self.tile.nr + first for first, _ in lanes_of(self.tile.nr)]
         if self.gemm.ragged_columns:
             columns = [tirx.min(column, self.shape.n - 1) for column in columns]
-        return lambda m: sequence([claim(b, at(m), column) for column in columns])
+        return lambda m: sequence([claim(b, begin + m, column) for column in columns])
 
     def _finish(
         self, sums: RegisterTile, b: PrimExpr, row: PrimExpr, panel: PrimExpr

@@ -19,11 +19,12 @@ from plait.codegen.conv_tiles import (
     rows_are_regular,
     rows_worth_cutting,
 )
-from plait.codegen.core import AVX512, Core
+from plait.codegen.core import AVX512, Core, core
 from plait.codegen.schedule import Schedule
 from plait.codegen.tvm.target import cpu_target
 from plait.ir import types as t
 from plait.ir.builder import Builder, Value
+from plait.ir.graph import Graph
 from plait.ir.types import TensorType
 from plait.passes.context import Context
 from plait.passes.pipeline import parse_pipeline
@@ -189,33 +190,36 @@ def test_written_in_place_of_an_operand() -> None:
     assert any(storage[out] in [storage[v] for v in operands] for out, operands in kernels)
 
 
+def kernel(graph: Graph, images: dict[int, Any]) -> tuple[Graph, int, list[Any]]:
+    """The body of a graph's only kernel, the width of its panels, and its inputs: images by their
+    channels, and packed constants."""
+    lowered = parse_pipeline(SELECTED).run(graph, Context(cpu_target(1, core())))
+    (node,) = (n for n in lowered.nodes if n.op == "kernel")
+    inputs = []
+    for v in node.operands:
+        made = lowered.producer(v)
+        constant = made is not None and made.op == "constant"
+        channels = lowered.types[v].static("test")[1]
+        inputs.append(made.attrs["value"].array if made and constant else images[channels])
+    return node.attrs["body"], Schedule.parse(node.attrs["schedule"]).number("nr"), inputs
+
+
 @both_cores
 @pytest.mark.parametrize("k", [1, 3])
 @pytest.mark.parametrize("order", ["oc", "pos"])
-def test_positions_of_another_tile_are_not_written(core: Core, k: int, order: str) -> None:
+def test_positions_of_another_tile_are_not_written(k: int, order: str) -> None:
     """The last tile of 6 rows ends with position 77, so it begins with one of the tile before:
     over the shortcut, that would be added to it twice."""
     case = Case((1, 16, 11, 7), 40, (k, k), low=k // 2)
     b = Builder()
     x, stored = case.data(b, TensorType(t.f32, (1, 11, 7, 40)))
     y = case.conv(b, x) + b.transpose(stored, (0, 3, 1, 2))
-    lowered = parse_pipeline(SELECTED).run(
-        b.finish([case.result(b, y)]), Context(cpu_target(1, core))
-    )
-    (kernel,) = (n for n in lowered.nodes if n.op == "kernel")
     images = {16: case.sample(), 40: normal(3, 1, 11, 7, 40)}
-    inputs = []
-    for v in kernel.operands:
-        made = lowered.producer(v)
-        if made is not None and made.op == "constant":
-            inputs.append(made.attrs["value"].array)
-        else:
-            inputs.append(images[lowered.types[v].static("test")[1]])
-    nr = Schedule.parse(kernel.attrs["schedule"]).number("nr")
+    body, nr, inputs = kernel(b.finish([case.result(b, y)]), images)
     schedule = f"conv{{mr=6 nr={nr} order={order} parallel=1}}"
-    wanted = call(kernel.attrs["body"], schedule, inputs)
     over = next(k for k, x in enumerate(inputs) if x is images[40])
-    np.testing.assert_array_equal(call(kernel.attrs["body"], schedule, inputs, over), wanted)
+    wanted = call(body, schedule, inputs)
+    np.testing.assert_array_equal(call(body, schedule, inputs, over), wanted)
 
 
 def test_weights_that_are_not_constant() -> None:
@@ -272,16 +276,9 @@ def test_any_tile_and_order_has_the_same_bits(
     case = Case(x, 40, (3, 3), low=1)
     b = Builder()
     graph = b.finish([case.result(b, case.node(b) + case.bias(b))])
-    lowered = parse_pipeline(SELECTED).run(graph, Context(cpu_target(1)))
-    (kernel,) = (n for n in lowered.nodes if n.op == "kernel")
-    nr = Schedule.parse(kernel.attrs["schedule"]).number("nr")
-    inputs = [case.sample()]
-    for v in kernel.operands[1:]:
-        made = lowered.producer(v)
-        assert made is not None
-        inputs.append(made.attrs["value"].array)
+    body, nr, inputs = kernel(graph, {16: case.sample()})
     results = [
-        call(kernel.attrs["body"], f"conv{{mr={mr} nr={nr} order={order} parallel={p}}}", inputs)
+        call(body, f"conv{{mr={mr} nr={nr} order={order} parallel={p}}}", inputs)
         for mr, order, p in tiles
     ]
     for other in results[1:]:
