@@ -25,6 +25,7 @@ from plait.codegen.tiles import (
     deepness,
     lateness,
 )
+from plait.ir.types import LINE_BYTES
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,8 @@ class WindowShape:
     @property
     def asks(self) -> bool:
         """Whether rows are worth asking for while the windows above them are computed: those are
-        not all, and the images are larger than the L2 caches of four threads."""
-        return self.oh > 1 and self.n * self.h * self.w * self.c > L2_BYTES
+        not all, and the images are large."""
+        return self.oh > 1 and 4 * self.n * self.h * self.w * self.c > core().asked_beyond
 
     @property
     def pointwise(self) -> bool:
@@ -306,11 +307,12 @@ def window_cycles(shape: WindowShape, tile: WindowTile, threads: int) -> float:
     blocks = ceil_div(shape.c, tile.vectors * simd()) * ceil_div(shape.ow, tile.mr)
     items = ceil_div(shape.n * shape.oh * blocks, threads)
     computing = items * (taps + 8 * cells + TILE_CYCLES)
-    return computing + _waiting(shape, tile, threads, computing)
+    arriving, waiting = _arrival(shape, tile, threads)
+    return max(computing, arriving) + waiting
 
 
-def _waiting(shape: WindowShape, tile: WindowTile, threads: int, computing: float) -> float:
-    """Cycles in which data that is not in L2 is waited for.
+def _arrival(shape: WindowShape, tile: WindowTile, threads: int) -> tuple[float, float]:
+    """Cycles in which data that is not in L2 arrives, and in which it is waited for.
 
     A tile reads all its input columns in turns, each a stream of its own: the more there are, the
     less the hardware fetches ahead.  What is asked for arrives while tiles are computed.
@@ -318,18 +320,21 @@ def _waiting(shape: WindowShape, tile: WindowTile, threads: int, computing: floa
     vectors = shape.n * (shape.h * shape.w + shape.oh * shape.ow) * shape.c / simd() / threads
     nbytes = 4 * simd() * vectors * threads
     if nbytes <= L2_BYTES * threads:
-        return 0.0
+        return 0.0, 0.0
     near, far = core().asked if shape.asks else (0.0, 0.0)
     columns = (tile.mr - 1) * shape.stride[1] + (shape.kw - 1) * shape.dilation[1] + 1
     if nbytes <= L3_BYTES:
         wait, arriving = COLUMN_FROM_L3, near
     else:
-        wait, arriving = COLUMN_ASKED if far else COLUMN_FROM_MEMORY, far
-    return wait * columns * vectors + max(0.0, arriving * vectors - computing)
+        wait, arriving = COLUMN_ASKED if shape.asks else COLUMN_FROM_MEMORY, far
+    return arriving * vectors, wait * columns * vectors
 
 
 def window_tiles(shape: WindowShape, threads: int) -> list[tuple[float, WindowTile]]:
-    """Estimated cycles and tile of every candidate, best first."""
+    """Estimated cycles and tile of every candidate, best first.
+
+    Of equals the one whose vectors fill a line of each column comes first.
+    """
     vectors = shape.positions * ceil_div(shape.c, simd())
     parallel = threads > 1 and vectors * shape.kh * shape.kw > PARALLEL_CYCLES
     chunks = _even_chunks(shape, threads) if parallel else 1
@@ -340,7 +345,8 @@ def window_tiles(shape: WindowShape, threads: int) -> list[tuple[float, WindowTi
                 tile = WindowTile(mr, wide, chunks, parallel)
                 cycles = window_cycles(shape, tile, threads if parallel else 1)
                 found.append((cycles, tile))
-    return sorted(found, key=lambda c: (c[0], -c[1].mr))
+    line = LINE_BYTES // (4 * simd())
+    return sorted(found, key=lambda c: (c[0], -c[1].mr, c[1].vectors != line))
 
 
 def choose_window_tile(shape: WindowShape, threads: int) -> WindowTile:

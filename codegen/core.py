@@ -32,10 +32,10 @@ class Core:
     held_bytes: the largest panel of weights of a convolution that L2 keeps from one tile to the
         next, beside its images: all of 512 KiB where they pass quickly, 5/8 of 1 MiB.
     asked: cycles in which a vector of images arrives, from the last-level cache and from memory,
-        where windows ask for rows ahead of time; where it is 0 they do not ask.
+        where windows ask for rows ahead of time.
+    asked_beyond: bytes of images; windows over less find them sooner without asking.
     claimed: steps for each row of a register tile, at the end of its sum, in which the lines that
         it goes to are asked for, if results come from the last-level cache; 0 if they are not.
-    columns: vectors of columns that are reduced together, which memory delivers in one piece.
     """
 
     lanes: int
@@ -51,9 +51,9 @@ class Core:
     exposed: float = 0.0
     doubt: float = 0.0
     held_bytes: int = 512 * 1024
-    asked: tuple[float, float] = (0.0, 0.0)
+    asked: tuple[float, float] = (6.0, 14.0)
+    asked_beyond: int = 8 << 20
     claimed: int = 0
-    columns: int = 4
 
 
 # Fitted to AMD Milan, where the caches keep up, and to Intel Cascade Lake, where they do not.
@@ -61,8 +61,8 @@ AVX2: Final = Core(lanes=8, registers=16, most_rows=7, addressed_rows=6, far_byt
                    memory_bytes=5.0)  # fmt: skip
 AVX512: Final = Core(lanes=16, registers=32, most_rows=10, addressed_rows=14, far_bytes=9,
                      memory_bytes=7.5, l2_cycles=2.2, line_cycles=0.4, row_cycles=0.05, deep=0.45,
-                     exposed=0.6, doubt=0.03, held_bytes=640 * 1024, asked=(7.5, 13.0), claimed=4,
-                     columns=16)  # fmt: skip
+                     exposed=0.6, doubt=0.03, held_bytes=640 * 1024, asked=(7.5, 13.0),
+                     asked_beyond=2 << 20, claimed=4)  # fmt: skip
 CORES: Final = {core.lanes: core for core in (AVX2, AVX512)}
 # What 512-bit code needs: the arithmetic, its 256-bit and 128-bit forms, and float logic.
 _WIDE = frozenset({"avx512f", "avx512vl", "avx512dq", "avx512bw"})

@@ -9,7 +9,7 @@ from typing import Any
 
 from tvm import tirx
 
-from plait.codegen.core import core, simd
+from plait.codegen.core import simd
 from plait.codegen.tvm.loops import (
     LEAST,
     PARALLEL_WORK,
@@ -30,6 +30,7 @@ from plait.ir import types as t
 PrimExpr = Any
 Stmt = Any
 CHEAP = 8  # operations an element
+MANY_VECTORS = 16  # of columns, which memory delivers in one piece
 MANY_TILES = 16  # so many that one more or less for a thread is little
 
 
@@ -126,7 +127,7 @@ def _widths(nest: Nest, rows: int, columns: int) -> list[int]:
     Many where a level is one cheap reduction, whose accumulators are all that registers hold,
     where enough tiles are left to share among threads, and where that adds no second loop.
     """
-    wide = core().columns * simd()
+    wide = MANY_VECTORS * simd()
     levels = [nest.reductions(k + 1) for k in range(nest.depth)]
     lean = nest.cost <= CHEAP and all(
         len(level) == 1 and nest.reduction(level[0])[2] == t.f32 for level in levels

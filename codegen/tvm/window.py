@@ -14,7 +14,7 @@ from typing import Any
 from tvm import tirx
 
 from plait.codegen.conv_tiles import WindowShape, WindowTile, window_tiles
-from plait.codegen.core import core, simd
+from plait.codegen.core import simd
 from plait.codegen.schedule import Schedule
 from plait.codegen.target import Candidate, Template
 from plait.codegen.tvm.access import source_input
@@ -58,7 +58,7 @@ class WindowNest:
         self.op = windowed.node.op
         # Scratch, whose place is computed, lies in L2.
         known = isinstance(self.ports.data_start, int)
-        self.asking = any(core().asked) and self.shape.asks and known and self.steps[1] == 1
+        self.asking = self.shape.asks and known and self.steps[1] == 1
         self.weight: Any = None
         if self.op == "conv":
             packed = source_input(windowed.body, windowed.node.operands[1])
