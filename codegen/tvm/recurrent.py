@@ -23,7 +23,6 @@ from plait.codegen.core import simd
 from plait.codegen.schedule import Schedule
 from plait.codegen.target import Candidate, Template
 from plait.codegen.tiles import (
-    FMA_LATENCY,
     TILE_CYCLES,
     ceil_div,
     register_tiles,
@@ -47,7 +46,9 @@ SHARED_STEP = 50_000  # multiply-adds of a step from which a barrier costs less 
 MOST_VECTORS = 6  # of a panel: its weights come from L2, a vector a cycle
 KEPT_BYTES = 24 << 10  # a panel up to so large stays in L1 while tiles of rows pass over it
 L2_CYCLES = 0.5  # more for a vector of weights that comes from L2
+ALL_CYCLES = 2.0  # in which one comes from beyond L2
 UPDATE_CYCLES = 50  # of the cell's formula for a vector of units
+HIDDEN_CYCLES = 200  # of a chunk's formulas, behind the products of the next
 ALL_BYTES = 2 << 20  # of weights that threads may each read wholly in every step
 MEETING_CYCLES = 4_000  # between steps, until all threads have come
 
@@ -86,20 +87,33 @@ def _step_cycles(
     batch: int, rows: int, units: int, gates: int, mr: int, nr: int, parts: int
 ) -> float:
     """Cycles of the busiest thread in a step: of all chunks if it has some rows for itself."""
-    chunk, vectors = GatePanels(gates, nr, simd()).units, nr // simd()
+    chunk = GatePanels(gates, nr, simd()).units
     apart = rows < batch
     tiles = [mr] * (rows // mr) + ([rows % mr] if rows % mr else [])
     kept = len(tiles) > 1 and 4 * units * nr <= KEPT_BYTES
-    far = 0 if kept else vectors * L2_CYCLES
-    if apart:
-        # Multiply-adds beyond those that wait for each other hide the way of the weights.
-        far = max(0, far - max(0, mr * vectors / 2 - FMA_LATENCY))
-    panel = sum(units * (step_cycles(n, vectors) + far) + TILE_CYCLES for n in tiles)
-    update = rows * chunk // simd() * UPDATE_CYCLES
-    chunks = ceil_div(units, chunk)
-    busiest = chunks if apart else ceil_div(chunks, parts)
-    meeting = MEETING_CYCLES if parts > 1 and not apart else 0
-    return busiest * (gates * chunk // nr * panel + update) + meeting
+
+    def panel(vectors: int) -> float:
+        # All weights come from the last-level cache, behind the multiply-adds of enough rows.
+        far = max(0, ALL_CYCLES - mr / 2) if apart else 0 if kept else L2_CYCLES
+        far *= vectors
+        return sum(units * (step_cycles(n, vectors) + far) + TILE_CYCLES for n in tiles)
+
+    def cycles(size: int) -> float:
+        """Of a chunk with `size` units."""
+        panels = (_live(p, nr, chunk, size) for p in range(gates * chunk // nr))
+        products = sum(panel(len(live)) for live in panels if live)
+        update = rows * ceil_div(size, simd()) * UPDATE_CYCLES
+        return products + max(0, update - HIDDEN_CYCLES)
+
+    whole, rest = divmod(units, chunk)
+    if apart or parts == 1:
+        return whole * cycles(chunk) + (cycles(rest) if rest else 0.0)
+    return ceil_div(units, chunk * parts) * cycles(chunk) + MEETING_CYCLES
+
+
+def _live(panel: int, nr: int, chunk: int, size: int) -> list[int]:
+    """The vectors of a panel that hold units below `size` of the `chunk` units of a chunk."""
+    return [u for u in range(nr // simd()) if (panel * nr + u * simd()) % chunk < size]
 
 
 def build(body: Graph, schedule: Schedule) -> Any:
@@ -226,7 +240,9 @@ class Layer:
             first = p * self.chunks // self.parts
             count = (p + 1) * self.chunks // self.parts - first
             place = Place(const(0, "int32"), self.batch, p * self.batch)
-            chunks = loop(count, lambda i: self.chunk_step(number, first + i, place), None, "chunk")
+            chunks = loop(count, lambda i: self.chunk_step(
+                number, first + _there_and_back(number, i, count), place), None, "chunk",
+            )  # fmt: skip
             return sequence([meeting.wait(number), chunks, meeting.arrive(p, number + 1)])
 
         steps = loop(self.steps, lambda number: loop(
@@ -247,6 +263,15 @@ class Layer:
         if whole in (0, self.chunks):
             return made(whole == 0)
         return tirx.IfThenElse(c < whole, made(False), made(True))
+
+
+def _there_and_back(step: PrimExpr, i: PrimExpr, count: PrimExpr) -> PrimExpr:
+    """The i-th of some chunks, in every other step from the last to the first.
+
+    A step begins with the weights that the one before ended with: caches that hold less than all
+    still hold these.
+    """
+    return tirx.Select(step % 2 == 0, i, count - 1 - i)
 
 
 @dataclass(frozen=True)
@@ -271,6 +296,7 @@ class Chunk:
         self.rows, self.first_row = place.rows, place.first
         self.gates = place.skipped * layer.wide
         self.base = chunk * layer.chunk
+        self.size = layer.units % layer.chunk if ragged else layer.chunk
 
     def build(self) -> Stmt:
         layer = self.layer
@@ -284,7 +310,7 @@ class Chunk:
             made += [tile(const(whole, "int32"), rest)] if rest else []
             return sequence(made)
 
-        panels = [panel(p) for p in range(layer.wide // layer.nr)]
+        panels = [panel(p) for p in range(layer.wide // layer.nr) if self.live(p)]
         phases = [self.each_row(partial(self.renew, phase)) for phase in layer.cell.phases]
         outputs = [self.each_row(self.output)] if 0 in layer.given else []
         return sequence([*panels, *phases, *outputs])
@@ -292,33 +318,35 @@ class Chunk:
     def each_row(self, stmt: Callable[[PrimExpr], Stmt]) -> Stmt:
         return loop(self.rows, lambda i: stmt(self.first_row + i), None, "row")
 
+    def live(self, panel: int) -> list[int]:
+        return _live(panel, self.layer.nr, self.layer.chunk, self.size)
+
     def tile(self, panel: int, first: PrimExpr, rows: int) -> Stmt:
-        """A panel's columns of the gates for a few rows."""
-        layer, nr = self.layer, self.layer.nr
-        acc = scratch(rows * nr, "acc")
+        """A panel's columns of the gates for a few rows, without those beyond the last unit."""
+        layer, nr, live = self.layer, self.layer.nr, self.live(panel)
+        acc = scratch(rows * len(live) * simd(), "acc")
         line = (self.chunk * (layer.wide // nr) + panel) * layer.units
 
-        def each(stmt: Callable[[PrimExpr, int, PrimExpr], Stmt]) -> Stmt:
-            """`stmt(row, vector, lane)`."""
-            return unrolled(rows, lambda r: sequence(
-                vectors(nr // simd(), lambda u, v: stmt(r, u, v))))  # fmt: skip
+        def each(stmt: Callable[[PrimExpr, PrimExpr, PrimExpr, int], Stmt]) -> Stmt:
+            """`stmt(row, its place in acc, lane, the vector's first column)`."""
+            return unrolled(rows, lambda r: sequence(vectors(
+                len(live), lambda u, v: stmt(r, (r * len(live) + u) * simd() + v, v,
+                                             live[u] * simd()))))  # fmt: skip
 
-        def start(r: PrimExpr, u: int, v: PrimExpr) -> Stmt:
-            gate, unit = divmod(panel * nr + u * simd(), layer.chunk)
-            value = self.first(gate, first + r, unit + v)
-            return put(acc, r * nr + u * simd() + v, value)
+        def start(r: PrimExpr, at: PrimExpr, v: PrimExpr, column: int) -> Stmt:
+            gate, unit = divmod(panel * nr + column, layer.chunk)
+            return put(acc, at, self.first(gate, first + r, unit + v))
 
         def term(k: PrimExpr) -> Stmt:
-            def add(r: PrimExpr, u: int, v: PrimExpr) -> Stmt:
-                at, i = r * nr + u * simd() + v, u * simd() + v
+            def add(r: PrimExpr, at: PrimExpr, v: PrimExpr, column: int) -> Stmt:
                 state = layer.hidden[self.old + (first + r) * layer.padded + k]
-                return put(acc, at, state * layer.panels[(line + k) * nr + i] + acc[at])
+                return put(acc, at, state * layer.panels[(line + k) * nr + column + v] + acc[at])
 
             return each(add)
 
-        def save(r: PrimExpr, u: int, v: PrimExpr) -> Stmt:
-            at = self.gates + (first + r) * layer.wide + panel * nr + u * simd() + v
-            return put(layer.gates, at, acc[r * nr + u * simd() + v])
+        def save(r: PrimExpr, at: PrimExpr, v: PrimExpr, column: int) -> Stmt:
+            gate = self.gates + (first + r) * layer.wide + panel * nr + column + v
+            return put(layer.gates, gate, acc[at])
 
         return tirx.SeqStmt([
             tirx.AllocBuffer(acc), each(start), loop(layer.units, term, None, "k"), each(save),
@@ -336,7 +364,8 @@ class Chunk:
         return self.layer.operand(0, [self.time, row, column])
 
     def unit(self, u: PrimExpr) -> PrimExpr:
-        return bounded(self.base + u, self.layer.units - 1, self.ragged)
+        partly = self.ragged and self.size % simd() != 0
+        return bounded(self.base + u, self.layer.units - 1, partly)
 
     def renew(self, phase: Callable[[Unit], Stmt], row: PrimExpr) -> Stmt:
         """A part of the cell's formula for a row."""
@@ -353,15 +382,14 @@ class Chunk:
                 [(state, place + u) for state in layer.carried],
             ))  # fmt: skip
 
-        return along(layer.chunk, unit)
+        return along(ceil_div(self.size, simd()) * simd(), unit)
 
     def output(self, row: PrimExpr) -> Stmt:
         """A row's new hidden state as an output."""
         layer = self.layer
         out = layer.parameters.outputs[layer.given.index(0)]
-        count = layer.units % layer.chunk if self.ragged else layer.chunk
         place = row * layer.padded + self.base
-        return along(count, lambda u: out.store(
+        return along(self.size, lambda u: out.store(
             [self.time, row, self.base + u],
             layer.hidden[self.new + place + u]))  # fmt: skip
 

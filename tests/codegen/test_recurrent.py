@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from plait.codegen.core import AVX2
 from plait.codegen.tvm import meeting
 from plait.codegen.tvm.target import cpu_target
 from plait.ir import types as t
@@ -99,6 +101,23 @@ def test_threads_have_rows_of_their_own(op: str, batch: int, parts: int) -> None
     for threads in (1, 2):
         for got, right in zip(module.load(threads)(*inputs), want, strict=True):
             np.testing.assert_array_equal(got, right)
+
+
+def test_columns_beyond_the_last_unit_are_not_computed() -> None:
+    """40 units in chunks of 24: a panel has 24 columns, then 16."""
+    graph, _ = layer(2, 4, 40, constant=False)
+    (body,) = (k.body for k in compile_graph(graph, threads=1).kernels)
+    tile = "recurrent{mr=4 nr=24 packed=0 parts=1 rows=4}"
+    script = cpu_target(1, AVX2).build(body, tile).script()
+    sizes = re.findall(r"acc\w* = T.alloc_buffer\(\((\d+),", script)
+    assert sizes == 4 * [str(4 * 24)] + 4 * [str(4 * 16)]
+
+
+@pytest.mark.parametrize(("op", "nr"), [("lstm", 16), ("gru", 24)])
+def test_rows_apart_choose_chunks_of_one_vector(op: str, nr: int) -> None:
+    """As measured: each chunk's formulas begin behind the products of the next."""
+    module = compile_graph(layer(2, 8, 256, op)[0], cpu="x86-64-v3")
+    assert module.kernels[0].schedule == f"recurrent{{mr=4 nr={nr} packed=1 parts=2 rows=4}}"
 
 
 @pytest.mark.parametrize("op", KINDS)
