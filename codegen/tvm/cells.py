@@ -79,8 +79,8 @@ class Unit:
 class Cell:
     """A kind of recurrent layer.
 
-    weights, bias: numbers of the operands with the recurrent weights and with what the recurrent
-    share of the gates in `apart` starts from; all others start from the input's share.
+    weights, bias: numbers of the operands with the recurrent weights and with what is added to the
+    recurrent share of the gates in `apart`; to all others the input's share is added.
     states: how many states there are, the hidden one first.
     phases: what a step computes, each for many units before the next, since a unit alone is one
     long chain of operations.

@@ -19,23 +19,30 @@ from typing import Any
 import tvm
 from tvm import tirx
 
+from plait.codegen.cell_tiles import layer_step_cycles, live_vectors
 from plait.codegen.core import simd
 from plait.codegen.schedule import Schedule
 from plait.codegen.target import Candidate, Template
-from plait.codegen.tiles import (
-    TILE_CYCLES,
-    ceil_div,
-    register_tiles,
-    step_cycles,
-)
+from plait.codegen.tiles import ceil_div, register_tiles
 from plait.codegen.tvm.access import Access, flat_reads, source_input
 from plait.codegen.tvm.blocks import ZERO, bounded, scratch
 from plait.codegen.tvm.cells import CELLS, Unit
 from plait.codegen.tvm.generic import anchor_of
-from plait.codegen.tvm.loops import Parameters, along, loop, put, sequence, unrolled, vectors
+from plait.codegen.tvm.loops import (
+    Flat,
+    Parameters,
+    along,
+    loop,
+    prefetch,
+    put,
+    sequence,
+    unrolled,
+    vectors,
+)
 from plait.codegen.tvm.meeting import Meeting
 from plait.codegen.tvm.scalars import const
 from plait.ir.graph import Graph
+from plait.ir.types import LINE_BYTES
 from plait.passes.packing import GatePanels
 from plait.passes.select import Selection
 
@@ -44,13 +51,7 @@ Stmt = Any
 
 SHARED_STEP = 50_000  # multiply-adds of a step from which a barrier costs less than it saves
 MOST_VECTORS = 6  # of a panel: its weights come from L2, a vector a cycle
-KEPT_BYTES = 24 << 10  # a panel up to so large stays in L1 while tiles of rows pass over it
-L2_CYCLES = 0.5  # more for a vector of weights that comes from L2
-ALL_CYCLES = 2.0  # in which one comes from beyond L2
-UPDATE_CYCLES = 50  # of the cell's formula for a vector of units
-HIDDEN_CYCLES = 200  # of a chunk's formulas, behind the products of the next
 ALL_BYTES = 2 << 20  # of weights that threads may each read wholly in every step
-MEETING_CYCLES = 4_000  # between steps, until all threads have come
 
 
 def space(body: Graph, constant: tuple[bool, ...], threads: int) -> list[Candidate]:
@@ -78,42 +79,9 @@ def space(body: Graph, constant: tuple[bool, ...], threads: int) -> list[Candida
             schedule = Schedule.make("recurrent", mr=mr, nr=nr, packed=int(packed), parts=parts,
                                      rows=rows)  # fmt: skip
             selection = Selection(str(schedule), {w: (f"gates{simd()}", nr)} if packed else {})
-            cycles = _step_cycles(batch, rows, units, cell.gates, mr, nr, parts)
+            cycles = layer_step_cycles(batch, rows, units, cell.gates, mr, nr, parts)
             found.append(Candidate(steps * cycles, selection))
     return sorted(found, key=lambda c: c.cycles)
-
-
-def _step_cycles(
-    batch: int, rows: int, units: int, gates: int, mr: int, nr: int, parts: int
-) -> float:
-    """Cycles of the busiest thread in a step: of all chunks if it has some rows for itself."""
-    chunk = GatePanels(gates, nr, simd()).units
-    apart = rows < batch
-    tiles = [mr] * (rows // mr) + ([rows % mr] if rows % mr else [])
-    kept = len(tiles) > 1 and 4 * units * nr <= KEPT_BYTES
-
-    def panel(vectors: int) -> float:
-        # All weights come from the last-level cache, behind the multiply-adds of enough rows.
-        far = max(0, ALL_CYCLES - mr / 2) if apart else 0 if kept else L2_CYCLES
-        far *= vectors
-        return sum(units * (step_cycles(n, vectors) + far) + TILE_CYCLES for n in tiles)
-
-    def cycles(size: int) -> float:
-        """Of a chunk with `size` units."""
-        panels = (_live(p, nr, chunk, size) for p in range(gates * chunk // nr))
-        products = sum(panel(len(live)) for live in panels if live)
-        update = rows * ceil_div(size, simd()) * UPDATE_CYCLES
-        return products + max(0, update - HIDDEN_CYCLES)
-
-    whole, rest = divmod(units, chunk)
-    if apart or parts == 1:
-        return whole * cycles(chunk) + (cycles(rest) if rest else 0.0)
-    return ceil_div(units, chunk * parts) * cycles(chunk) + MEETING_CYCLES
-
-
-def _live(panel: int, nr: int, chunk: int, size: int) -> list[int]:
-    """The vectors of a panel that hold units below `size` of the `chunk` units of a chunk."""
-    return [u for u in range(nr // simd()) if (panel * nr + u * simd()) % chunk < size]
 
 
 def build(body: Graph, schedule: Schedule) -> Any:
@@ -139,6 +107,10 @@ class Layer:
         self.padded = self.chunks * self.chunk
         self.parameters = Parameters(body)
         self.access = Access(body, flat_reads(self.parameters.inputs))
+        share = self.node.operands[0]
+        # A single row's shares lie in a few lines: asking costs as much as it gains.
+        asked = self.batch > 1 and share < len(body.inputs)
+        self.source = self.parameters.inputs[share] if asked else None
         results = body.results(anchor)
         self.given = [results.index(v) for v in body.outputs]
         self.hidden = scratch(2 * self.batch * self.padded, "hidden")
@@ -310,16 +282,28 @@ class Chunk:
             made += [tile(const(whole, "int32"), rest)] if rest else []
             return sequence(made)
 
+        asks = [self.each_row(partial(self.ask, layer.source))] if layer.source else []
         panels = [panel(p) for p in range(layer.wide // layer.nr) if self.live(p)]
         phases = [self.each_row(partial(self.renew, phase)) for phase in layer.cell.phases]
         outputs = [self.each_row(self.output)] if 0 in layer.given else []
-        return sequence([*panels, *phases, *outputs])
+        return sequence([*asks, *panels, *phases, *outputs])
 
     def each_row(self, stmt: Callable[[PrimExpr], Stmt]) -> Stmt:
         return loop(self.rows, lambda i: stmt(self.first_row + i), None, "row")
 
+    def ask(self, source: Flat, row: PrimExpr) -> Stmt:
+        """Ask for the input's shares of a row's gates, which are added once the sums are made."""
+        cell, units = self.layer.cell, self.layer.units
+        columns = [
+            gate * units + self.base + u
+            for gate in range(cell.gates)
+            for u in range(0, self.size, LINE_BYTES // 4)
+        ]
+        return sequence([prefetch(source.buffer, source.at([self.time, row, column]))
+                         for column in columns])  # fmt: skip
+
     def live(self, panel: int) -> list[int]:
-        return _live(panel, self.layer.nr, self.layer.chunk, self.size)
+        return live_vectors(panel, self.layer.nr, self.layer.chunk, self.size)
 
     def tile(self, panel: int, first: PrimExpr, rows: int) -> Stmt:
         """A panel's columns of the gates for a few rows, without those beyond the last unit."""
@@ -334,8 +318,7 @@ class Chunk:
                                              live[u] * simd()))))  # fmt: skip
 
         def start(r: PrimExpr, at: PrimExpr, v: PrimExpr, column: int) -> Stmt:
-            gate, unit = divmod(panel * nr + column, layer.chunk)
-            return put(acc, at, self.first(gate, first + r, unit + v))
+            return put(acc, at, ZERO)
 
         def term(k: PrimExpr) -> Stmt:
             def add(r: PrimExpr, at: PrimExpr, v: PrimExpr, column: int) -> Stmt:
@@ -345,15 +328,16 @@ class Chunk:
             return each(add)
 
         def save(r: PrimExpr, at: PrimExpr, v: PrimExpr, column: int) -> Stmt:
-            gate = self.gates + (first + r) * layer.wide + panel * nr + column + v
-            return put(layer.gates, gate, acc[at])
+            gate, unit = divmod(panel * nr + column, layer.chunk)
+            place = self.gates + (first + r) * layer.wide + panel * nr + column + v
+            return put(layer.gates, place, acc[at] + self.beside(gate, first + r, unit + v))
 
         return tirx.SeqStmt([
             tirx.AllocBuffer(acc), each(start), loop(layer.units, term, None, "k"), each(save),
         ])  # fmt: skip
 
-    def first(self, gate: int, row: PrimExpr, u: PrimExpr) -> PrimExpr:
-        """What a gate of the chunk's unit u starts from."""
+    def beside(self, gate: int, row: PrimExpr, u: PrimExpr) -> PrimExpr:
+        """What the product for a gate of the chunk's unit u is added to."""
         if gate not in self.layer.cell.apart:
             return self.input(gate, row, u)
         return self.layer.operand(self.layer.cell.bias, [self.unit(u)])

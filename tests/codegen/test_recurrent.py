@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from plait.codegen.core import AVX2
+from plait.codegen.core import AVX2, Core
 from plait.codegen.tvm import meeting
 from plait.codegen.tvm.target import cpu_target
 from plait.ir import types as t
@@ -111,6 +111,19 @@ def test_columns_beyond_the_last_unit_are_not_computed() -> None:
     script = cpu_target(1, AVX2).build(body, tile).script()
     sizes = re.findall(r"acc\w* = T.alloc_buffer\(\((\d+),", script)
     assert sizes == 4 * [str(4 * 24)] + 4 * [str(4 * 16)]
+
+
+@both_cores
+@pytest.mark.parametrize(("batch", "lines"), [(1, 0), (2, 2 * 4)])
+def test_shares_of_the_input_are_asked_for_where_there_are_several(
+    core: Core, batch: int, lines: int
+) -> None:
+    """A line for each row and gate of a chunk."""
+    graph, _ = layer(2, batch, 64, constant=False)
+    (body,) = (k.body for k in compile_graph(graph, threads=1).kernels)
+    tile = f"recurrent{{mr={batch} nr=16 packed=0 parts=1 rows={batch} vector={core.lanes}}}"
+    script = cpu_target(1, core).build(body, tile).script()
+    assert script.count("llvm.prefetch") * batch == lines
 
 
 @pytest.mark.parametrize(("op", "nr"), [("lstm", 16), ("gru", 24)])
