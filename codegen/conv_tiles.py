@@ -15,6 +15,7 @@ from plait.codegen.core import Core, core, simd
 from plait.codegen.tiles import (
     L2_BYTES,
     L3_BYTES,
+    LINE,
     MEMORY_BYTES,
     ORDER,
     PARALLEL_CYCLES,
@@ -25,7 +26,6 @@ from plait.codegen.tiles import (
     deepness,
     lateness,
 )
-from plait.ir.types import LINE_BYTES
 
 
 @dataclass(frozen=True)
@@ -345,8 +345,7 @@ def window_tiles(shape: WindowShape, threads: int) -> list[tuple[float, WindowTi
                 tile = WindowTile(mr, wide, chunks, parallel)
                 cycles = window_cycles(shape, tile, threads if parallel else 1)
                 found.append((cycles, tile))
-    line = LINE_BYTES // (4 * simd())
-    return sorted(found, key=lambda c: (c[0], -c[1].mr, c[1].vectors != line))
+    return sorted(found, key=lambda c: (c[0], -c[1].mr, c[1].vectors * simd() != LINE))
 
 
 def choose_window_tile(shape: WindowShape, threads: int) -> WindowTile:

@@ -21,6 +21,9 @@ class Core:
     addressed_rows: of a tile of a convolution that may lie at no fixed distances; more are slower.
     far_bytes: from the last-level cache in a cycle, while one register tile follows another.
     memory_bytes: from memory in a cycle, for all threads together, read on and on.
+    asked: cycles in which a vector of images arrives, from the last-level cache and from memory,
+        where windows ask for rows ahead of time.
+    asked_beyond: bytes of images; windows over less find them sooner without asking.
     l2_cycles: in which L2 delivers a vector.
     line_cycles, row_cycles: what a vector of weights and a row cost in each step of a product,
         beside their multiply-adds.
@@ -31,9 +34,6 @@ class Core:
     doubt: estimates of products that differ by less, as a part of them, say nothing.
     held_bytes: the largest panel of weights of a convolution that L2 keeps from one tile to the
         next, beside its images: all of 512 KiB where they pass quickly, 5/8 of 1 MiB.
-    asked: cycles in which a vector of images arrives, from the last-level cache and from memory,
-        where windows ask for rows ahead of time.
-    asked_beyond: bytes of images; windows over less find them sooner without asking.
     claimed: steps for each row of a register tile, at the end of its sum, in which the lines that
         it goes to are asked for, if results come from the last-level cache; 0 if they are not.
     """
@@ -44,6 +44,8 @@ class Core:
     addressed_rows: int
     far_bytes: int
     memory_bytes: float
+    asked: tuple[float, float]
+    asked_beyond: int
     l2_cycles: float = 1.0
     line_cycles: float = 0.0
     row_cycles: float = 0.0
@@ -51,14 +53,12 @@ class Core:
     exposed: float = 0.0
     doubt: float = 0.0
     held_bytes: int = 512 * 1024
-    asked: tuple[float, float] = (6.0, 14.0)
-    asked_beyond: int = 8 << 20
     claimed: int = 0
 
 
 # Fitted to AMD Milan, where the caches keep up, and to Intel Cascade Lake, where they do not.
 AVX2: Final = Core(lanes=8, registers=16, most_rows=7, addressed_rows=6, far_bytes=64,
-                   memory_bytes=5.0)  # fmt: skip
+                   memory_bytes=5.0, asked=(6.0, 14.0), asked_beyond=8 << 20)  # fmt: skip
 AVX512: Final = Core(lanes=16, registers=32, most_rows=10, addressed_rows=14, far_bytes=9,
                      memory_bytes=7.5, l2_cycles=2.2, line_cycles=0.4, row_cycles=0.05, deep=0.45,
                      exposed=0.6, doubt=0.03, held_bytes=640 * 1024, asked=(7.5, 13.0),

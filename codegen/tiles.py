@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from plait.codegen.core import core, simd
+from plait.ir.types import LINE_BYTES
 
 MOST_VECTORS = 8  # of a row: chains of multiply-adds that fill both ports
 FMA_LATENCY = 4  # cycles from an FMA's operand to its result
@@ -29,6 +30,7 @@ MEMORY_BYTES = 6  # from memory in a cycle
 # holds as many lines as it has ways: the factor of time for tiles of more rows.
 SET_BYTES, WAYS, CROWDED = 4096, 8, 1.07
 PARALLEL_CYCLES = 8_000  # below about 2 us, waking a second thread costs more than it saves
+LINE = LINE_BYTES // 4  # elements of four bytes in a cache line
 L2_BYTES = 512 * 1024
 L3_BYTES = 32 << 20
 SHARED_BYTES = L3_BYTES // 4  # what a kernel may count on to find again in the last-level cache

@@ -12,6 +12,7 @@ from typing import Any
 
 from tvm import tirx
 
+from plait.codegen.tiles import LINE
 from plait.codegen.tvm.build import STACK_BYTES
 from plait.codegen.tvm.loops import loop, put, sequence
 from plait.codegen.tvm.scalars import const
@@ -20,7 +21,6 @@ from plait.ir.types import LINE_BYTES
 PrimExpr = Any
 Stmt = Any
 
-LINE = LINE_BYTES // 4  # int32 in a cache line
 LOOKS = 2_000  # at a flag, some 30 us, before the CPU is offered to other threads at each
 # A buffer of so many is a workspace, which begins on a line; a smaller one would lie on the stack.
 _LEAST_LINES = STACK_BYTES // LINE_BYTES

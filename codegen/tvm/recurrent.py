@@ -23,7 +23,7 @@ from plait.codegen.cell_tiles import layer_step_cycles, live_vectors
 from plait.codegen.core import simd
 from plait.codegen.schedule import Schedule
 from plait.codegen.target import Candidate, Template
-from plait.codegen.tiles import ceil_div, register_tiles
+from plait.codegen.tiles import LINE, ceil_div, register_tiles
 from plait.codegen.tvm.access import Access, flat_reads, source_input
 from plait.codegen.tvm.blocks import ZERO, bounded, scratch
 from plait.codegen.tvm.cells import CELLS, Unit
@@ -42,7 +42,6 @@ from plait.codegen.tvm.loops import (
 from plait.codegen.tvm.meeting import Meeting
 from plait.codegen.tvm.scalars import const
 from plait.ir.graph import Graph
-from plait.ir.types import LINE_BYTES
 from plait.passes.packing import GatePanels
 from plait.passes.select import Selection
 
@@ -226,15 +225,16 @@ class Layer:
 
     def chunk_step(self, number: PrimExpr, c: PrimExpr, place: Place) -> Stmt:
         time = self.steps - 1 - number if self.reverse else number
-        size, whole = self.batch * self.padded, self.units // self.chunk
+        size = self.batch * self.padded
         old, new = number % 2 * size, (number + 1) % 2 * size
 
-        def made(ragged: bool) -> Stmt:
-            return Chunk(self, time, old, new, c, place, ragged).build()
+        def made(units: int) -> Stmt:
+            return Chunk(self, time, old, new, c, place, units).build()
 
-        if whole in (0, self.chunks):
-            return made(whole == 0)
-        return tirx.IfThenElse(c < whole, made(False), made(True))
+        whole, rest = divmod(self.units, self.chunk)
+        if whole and rest:
+            return tirx.IfThenElse(c < whole, made(self.chunk), made(rest))
+        return made(rest or self.chunk)
 
 
 def _there_and_back(step: PrimExpr, i: PrimExpr, count: PrimExpr) -> PrimExpr:
@@ -259,16 +259,15 @@ class Place:
 
 
 class Chunk:
-    """One step of a chunk of units for the rows of a part."""
+    """One step of a chunk, of which `size` units are there, for the rows of a part."""
 
     def __init__(self, layer: Layer, time: PrimExpr, old: PrimExpr, new: PrimExpr,
-                 chunk: PrimExpr, place: Place, ragged: bool) -> None:  # fmt: skip
+                 chunk: PrimExpr, place: Place, size: int) -> None:  # fmt: skip
         self.layer, self.time, self.old, self.new = layer, time, old, new
-        self.chunk, self.ragged = chunk, ragged
+        self.chunk, self.size = chunk, size
         self.rows, self.first_row = place.rows, place.first
         self.gates = place.skipped * layer.wide
         self.base = chunk * layer.chunk
-        self.size = layer.units % layer.chunk if ragged else layer.chunk
 
     def build(self) -> Stmt:
         layer = self.layer
@@ -297,7 +296,7 @@ class Chunk:
         columns = [
             gate * units + self.base + u
             for gate in range(cell.gates)
-            for u in range(0, self.size, LINE_BYTES // 4)
+            for u in range(0, self.size, LINE)
         ]
         return sequence([prefetch(source.buffer, source.at([self.time, row, column]))
                          for column in columns])  # fmt: skip
@@ -317,9 +316,6 @@ class Chunk:
                 len(live), lambda u, v: stmt(r, (r * len(live) + u) * simd() + v, v,
                                              live[u] * simd()))))  # fmt: skip
 
-        def start(r: PrimExpr, at: PrimExpr, v: PrimExpr, column: int) -> Stmt:
-            return put(acc, at, ZERO)
-
         def term(k: PrimExpr) -> Stmt:
             def add(r: PrimExpr, at: PrimExpr, v: PrimExpr, column: int) -> Stmt:
                 state = layer.hidden[self.old + (first + r) * layer.padded + k]
@@ -333,7 +329,8 @@ class Chunk:
             return put(layer.gates, place, acc[at] + self.beside(gate, first + r, unit + v))
 
         return tirx.SeqStmt([
-            tirx.AllocBuffer(acc), each(start), loop(layer.units, term, None, "k"), each(save),
+            tirx.AllocBuffer(acc), each(lambda r, at, v, column: put(acc, at, ZERO)),
+            loop(layer.units, term, None, "k"), each(save),
         ])  # fmt: skip
 
     def beside(self, gate: int, row: PrimExpr, u: PrimExpr) -> PrimExpr:
@@ -348,8 +345,7 @@ class Chunk:
         return self.layer.operand(0, [self.time, row, column])
 
     def unit(self, u: PrimExpr) -> PrimExpr:
-        partly = self.ragged and self.size % simd() != 0
-        return bounded(self.base + u, self.layer.units - 1, partly)
+        return bounded(self.base + u, self.layer.units - 1, self.size % simd() != 0)
 
     def renew(self, phase: Callable[[Unit], Stmt], row: PrimExpr) -> Stmt:
         """A part of the cell's formula for a row."""

@@ -17,6 +17,7 @@ from plait.codegen.conv_tiles import WindowShape, WindowTile, window_tiles
 from plait.codegen.core import simd
 from plait.codegen.schedule import Schedule
 from plait.codegen.target import Candidate, Template
+from plait.codegen.tiles import LINE
 from plait.codegen.tvm.access import source_input
 from plait.codegen.tvm.image import ZERO, Ports, Windowed
 from plait.codegen.tvm.loops import Memory, apart, loop, prefetch, sequence
@@ -25,12 +26,10 @@ from plait.codegen.tvm.scalars import const
 from plait.ir import expr as e
 from plait.ir import types as t
 from plait.ir.graph import Graph
-from plait.ir.types import LINE_BYTES
 from plait.passes.select import Selection
 
 PrimExpr = Any
 Stmt = Any
-LINE = LINE_BYTES // 4  # elements
 
 
 @dataclass(frozen=True)

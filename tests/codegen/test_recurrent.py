@@ -113,6 +113,15 @@ def test_columns_beyond_the_last_unit_are_not_computed() -> None:
     assert sizes == 4 * [str(4 * 24)] + 4 * [str(4 * 16)]
 
 
+@pytest.mark.parametrize("rows", [8, 4])
+def test_threads_that_share_a_step_take_its_chunks_forth_and_back(rows: int) -> None:
+    graph, _ = layer(2, 8, 64, constant=False)
+    (body,) = (k.body for k in compile_graph(graph, threads=1).kernels)
+    tile = f"recurrent{{mr=4 nr=16 packed=0 parts=2 rows={rows}}}"
+    script = cpu_target(2, AVX2).build(body, tile).script()
+    assert ("T.Select(step % 2 == 0" in script) == (rows == 8)
+
+
 @both_cores
 @pytest.mark.parametrize(("batch", "lines"), [(1, 0), (2, 2 * 4)])
 def test_shares_of_the_input_are_asked_for_where_there_are_several(
