@@ -53,7 +53,8 @@ def table(results: Results) -> str:
         f"\nMilliseconds per run, median of {_rounds(results)} interleaved rounds, "
         f"batch {results['batch']} (samples are single but for {SEVERAL}), float32, "
         f"{_machines(results)}; the ratio with its 95 % interval, a bootstrap over the rounds and "
-        "so a coarse one, below 1 where Plait loses. A dash: not timed"
+        "so a coarse one, below 1 where Plait loses. Each model is a run of its own, some beside "
+        "busy neighbours: compare within a row. A dash: not timed"
         f"{', see below' if _absent(results) else ''}.{_few(results)}{_versions(results)}"
     )
     return "\n".join([*lines, *_absent(results)])
