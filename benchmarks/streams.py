@@ -3,11 +3,11 @@
     python -m benchmarks.streams [NAME ...] [--threads 1 2] [--seconds S] [--bars]
 
 Prints GB/s for each number of threads, the best of many runs, float32, and beside it what numpy
-copies at with as many threads just before.  Bytes are those of the arguments and results, each
-counted once, as a copy's are; the lines that results go to are fetched before they are written, in
-both, so that a kernel which reads more than it writes has it easier than a copy.  NAME selects
-kernels that contain it.  With `--bars` each is held to 85 % of the copy; the exit code is 1 if one
-is missed.
+copies at with as many threads, in turns with them.  Bytes are those of the arguments and results,
+each counted once, as a copy's are; the lines that results go to are fetched before they are
+written, in both, so that a kernel which reads more than it writes has it easier than a copy.  NAME
+selects kernels that contain it.  With `--bars` each is held to 85 % of the copy; the exit code is 1
+if one is missed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.kernels import normal
+from benchmarks.kernels import TURNS, normal
 from benchmarks.report import options, report
 from plait.codegen.plan import aligned_empty
 from plait.ir import types as t
@@ -109,19 +109,35 @@ def aligned(array: Any) -> Any:
     return copy
 
 
-def measure(graph: Graph, threads: int, seconds: float) -> float:
-    """The best time of a run in seconds, results into arrays that have been written before."""
-    model = compile_graph(graph, threads=threads).load(threads)
-    inputs = [aligned(normal(*i.type.static("benchmark"))) for i in graph.inputs]
-    outputs = [aligned(np.zeros(type.static("benchmark"), np.float32))
-               for type in graph.output_types]  # fmt: skip
-    best = math.inf
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        begin = time.perf_counter()
-        model.run_into(inputs, outputs)
-        best = min(best, time.perf_counter() - begin)
-    return best
+class Timed:
+    """A graph for a number of threads, with its best time in seconds.
+
+    Results go into arrays that have been written before.
+    """
+
+    def __init__(self, graph: Graph, threads: int) -> None:
+        self.model = compile_graph(graph, threads=threads).load(threads)
+        self.inputs = [aligned(normal(*i.type.static("benchmark"))) for i in graph.inputs]
+        self.outputs = [aligned(np.zeros(type.static("benchmark"), np.float32))
+                        for type in graph.output_types]  # fmt: skip
+        self.best = math.inf
+
+    def run(self, seconds: float) -> None:
+        """Run the graph again and again for so long."""
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            begin = time.perf_counter()
+            self.model.run_into(self.inputs, self.outputs)
+            self.best = min(self.best, time.perf_counter() - begin)
+
+
+def in_turns(graph: Graph, threads: int, seconds: float) -> tuple[float, float]:
+    """Bytes a second of a graph and of a copy: they take turns, so that neighbours slow both."""
+    timed, copy = Timed(graph, threads), 0.0
+    for _ in range(TURNS):
+        copy = max(copy, copied_bytes_per_second(threads))
+        timed.run(seconds / TURNS)
+    return traffic(graph) / timed.best, copy
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -131,12 +147,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{'GB/s':26}{head}")
     held = True
     for name in names:
-        graph = graph_of(name)
-        moved, shares = traffic(graph), dict[int, float]()
+        graph, shares = graph_of(name), dict[int, float]()
         print(f"{name:26}", end="", flush=True)
         for n in given.threads:
-            copy = copied_bytes_per_second(n)  # each time: it depends on the neighbours
-            speed = moved / measure(graph, n, given.seconds)
+            speed, copy = in_turns(graph, n, given.seconds)
             shares[n] = 100 * speed / copy
             print(f"{f'{speed / 1e9:.1f}, {copy / 1e9:.1f}':>20}", end="", flush=True)
         print()

@@ -19,6 +19,7 @@ from plait.codegen.tiles import (
     MEMORY_BYTES,
     ORDER,
     PARALLEL_CYCLES,
+    SET_BYTES,
     SHARED_BYTES,
     all_weights_again,
     ceil_div,
@@ -126,6 +127,17 @@ class ConvShape:
     def flops(self) -> int:
         """Multiplications and additions."""
         return 2 * self.window.positions * self.oc * self.taps
+
+    @property
+    def asks(self) -> bool:
+        """Whether tiles of points ask for the next tile's pixels: images come from beyond L2, the
+        weights stay there, and the pixels of two tiles find room beside each other."""
+        window = self.window
+        images = 4 * window.n * window.h * window.w * window.c
+        points = window.kh == window.kw == 1 and not window.padded
+        roomy = 4 * window.c * window.stride[1] % SET_BYTES != 0
+        far = images > 2 * L2_BYTES and 4 * self.taps * self.oc <= L2_BYTES
+        return core().tiles_ask and points and roomy and far
 
 
 @dataclass(frozen=True)

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 from tvm import tirx
 
 from plait.codegen.conv_tiles import ConvShape, ConvTile, conv_tiles, rows_worth_cutting
+from plait.codegen.core import core, simd
 from plait.codegen.schedule import Schedule
 from plait.codegen.target import Candidate, Template
-from plait.codegen.tiles import ceil_div, is_far
+from plait.codegen.tiles import LINE, SHARED_BYTES, ceil_div, is_far
 from plait.codegen.tvm.access import source_input
 from plait.codegen.tvm.image import ZERO, Image, Ports, Windowed
-from plait.codegen.tvm.loops import Ahead, Memory, apart, loop, sequence
-from plait.codegen.tvm.register_tile import LastPanel, RegisterTile, lanes_of, steps_of
+from plait.codegen.tvm.loops import Ahead, Memory, apart, loop, prefetch, sequence
+from plait.codegen.tvm.register_tile import LastPanel, RegisterTile, in_lines, steps_of
 from plait.codegen.tvm.scalars import const
 from plait.ir.graph import Graph
 from plait.passes.select import Selection
@@ -76,7 +78,7 @@ class ConvNest:
             first = tirx.min(own, self.begin + self.count - self.tile.mr)
         sums = RegisterTile(self.tile.mr, self.tile.nr)
         return sequence([
-            *sums.clear(), self._sum(sums, panel, at, first),
+            *self._ask_epilogue(panel, first), *sums.clear(), self._sum(sums, panel, at, first),
             *self._finish(sums, panel, first, own),
         ])  # fmt: skip
 
@@ -102,6 +104,9 @@ class ConvNest:
                         None, "kw")  # fmt: skip
 
         low, high = self._live_rows(first)
+        if self.asked:
+            return in_lines(inputs, lambda c: step(ZERO, ZERO, c),
+                            lambda c: self._ask(panel, first, group + c))  # fmt: skip
         if high is None and window.kh == window.kw == 1:
             claim = self._claim(panel, first) if self.far else None
             return steps_of(inputs, lambda c: step(ZERO, ZERO, c), self.tile.mr, claim)
@@ -110,16 +115,47 @@ class ConvNest:
         var = tirx.Var("kh", "int32")
         return tirx.For(var, low, high - low, tirx.ForKind.SERIAL, columns(var))
 
+    @cached_property
+    def asked(self) -> int:
+        """Pixels of the next tile that a panel asks for, so that its group's panels together ask
+        for all; 0 where none are asked for."""
+        by_tiles = self.tile.order == "pos" or self.panels == 1
+        whole = self.count == self.window.positions  # stripes find theirs in L2
+        return ceil_div(self.tile.mr, self.panels) if by_tiles and whole and self.shape.asks else 0
+
+    def _ask(self, panel: PrimExpr, first: PrimExpr, channel: PrimExpr) -> Stmt:
+        """Ask for the line of a channel in those pixels."""
+        next_first = tirx.min(first + self.tile.mr, self.begin + self.count - self.tile.mr)
+        share = tirx.floormod(panel, self.panels) * self.asked
+        pixels = (tirx.min(share + k, self.tile.mr - 1) for k in range(self.asked))
+        tap = self.image.tap(ZERO, ZERO, channel)
+        return sequence([prefetch(self.image.buffer, self.image.at(next_first + m) + tap)
+                         for m in pixels])  # fmt: skip
+
     def _claim(self, panel: PrimExpr, first: PrimExpr) -> Callable[[PrimExpr], Stmt]:
         """Asks for the lines that a row of a tile of a panel goes to."""
-        most = self.shape.groups * self.shape.outputs - 1
 
         def lines(m: PrimExpr) -> Stmt:
-            lanes = (const(lane, "int32") for lane, _ in lanes_of(self.tile.nr))
-            channels = (tirx.min(self._channel(panel, lane), most) for lane in lanes)
+            channels = self._channels(panel, simd())
             return sequence([self.ports.claim(self.at(first + m, at)) for at in channels])
 
         return lines
+
+    def _ask_epilogue(self, panel: PrimExpr, first: PrimExpr) -> list[Stmt]:
+        """Ask for the lines that a tile's results go to, and for what is added to them there, in
+        time for the end of its sum."""
+        results = 4 * self.count * self.shape.groups * self.shape.outputs
+        if not core().tiles_ask or results <= SHARED_BYTES:
+            return []
+        places = [self.at(first + m, channel) for m in range(self.tile.mr)
+                  for channel in self._channels(panel, LINE)]  # fmt: skip
+        return [ask(place) for place in places for ask in (self.ports.ask_added, self.ports.claim)]
+
+    def _channels(self, panel: PrimExpr, step: int) -> list[PrimExpr]:
+        """Every so manieth output channel of a panel, of those that there are."""
+        most = self.shape.groups * self.shape.outputs - 1
+        lanes = (const(lane, "int32") for lane in range(0, self.tile.nr, step))
+        return [tirx.min(self._channel(panel, lane), most) for lane in lanes]
 
     @property
     def far(self) -> bool:

@@ -141,6 +141,11 @@ class Windowed:
         """The values that these nodes read, and the output."""
         return [*(v for n in self._epilogue_nodes for v in n.operands), *self.body.outputs]
 
+    @property
+    def epilogue_inputs(self) -> set[int]:
+        """The body's inputs among what the epilogue reads."""
+        return {v for v in self._epilogue() if v < len(self.body.inputs)}
+
     def _by_elements(self, node: Node) -> bool:
         """Whether an epilogue node and what it reads beside inputs work element by element."""
         made = [self.body.producer(v) for v in node.operands]
@@ -181,6 +186,13 @@ class Ports:
     def claim(self, index: Sequence[PrimExpr]) -> Stmt:
         """Ask for the line that an element of the output is to be stored to."""
         return prefetch(self.output.buffer, self.output.at(index), write=True)
+
+    def ask_added(self, index: Sequence[PrimExpr]) -> Stmt | None:
+        """Ask for the lines of what the epilogue reads beside an element of the output."""
+        body, made = self.windowed.body, self.windowed.node.types[0]
+        found = [self.inputs[v] for v in sorted(self.windowed.epilogue_inputs)
+                 if body.types[v].shape == made.shape]  # fmt: skip
+        return sequence([prefetch(f.buffer, f.at(index)) for f in found]) if found else None
 
     @cached_property
     def heavy(self) -> bool:

@@ -11,6 +11,7 @@ from tvm import tirx
 from tvm.ir import Op, TensorLoad
 
 from plait.codegen.core import core, simd
+from plait.codegen.tiles import LINE
 from plait.codegen.tvm.loops import loop, put, sequence
 from plait.codegen.tvm.scalars import const
 
@@ -69,6 +70,17 @@ def steps_of(
 
     first = loop(before, step, None, "k") if before else None
     return sequence([first, loop(rows, row, None, "claimed")])
+
+
+def in_lines(count: int, step: Callable[[PrimExpr], Stmt], ask: Callable[[PrimExpr], Stmt]) -> Stmt:
+    """The steps of a sum, a line of elements at a time; `ask(first)` comes before those of each."""
+    lines, rest = divmod(count, LINE)
+
+    def steps(first: PrimExpr, size: int) -> Stmt:
+        return sequence([ask(first), loop(size, lambda c: step(first + c), None, "k")])
+
+    whole = loop(lines, lambda k: steps(k * LINE, LINE), None, "line") if lines else None
+    return sequence([whole, steps(const(lines * LINE, "int32"), rest) if rest else None])
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ from plait.codegen.conv_tiles import (
     rows_are_regular,
     rows_worth_cutting,
 )
-from plait.codegen.core import AVX512, Core, core
+from plait.codegen.core import AVX2, AVX512, Core, core
 from plait.codegen.schedule import Schedule
+from plait.codegen.tiles import LINE
 from plait.codegen.tvm.target import cpu_target
 from plait.ir import types as t
 from plait.ir.builder import Builder, Value
@@ -343,6 +344,13 @@ def test_sizes() -> None:
     assert conv.window.turned.turned == conv.window
 
 
+def lowered_kernel(graph: Graph, core: Core) -> tuple[Graph, str]:
+    """Body and schedule of a graph's only kernel."""
+    lowered = parse_pipeline(SELECTED).run(graph, Context(cpu_target(1, core)))
+    (kernel,) = (n for n in lowered.nodes if n.op == "kernel")
+    return kernel.attrs["body"], kernel.attrs["schedule"]
+
+
 @both_cores
 @pytest.mark.parametrize(("size", "far"), [(24, True), (8, False)])
 def test_lines_of_results_are_asked_for_where_they_come_from_the_last_level_cache(
@@ -351,7 +359,72 @@ def test_lines_of_results_are_asked_for_where_they_come_from_the_last_level_cach
     case = Case((1, 64, size, size), 256, (1, 1))
     b = Builder()
     graph = b.finish([case.result(b, case.node(b))])
-    lowered = parse_pipeline(SELECTED).run(graph, Context(cpu_target(1, core)))
-    (kernel,) = (n for n in lowered.nodes if n.op == "kernel")
-    script = cpu_target(1, core).build(kernel.attrs["body"], kernel.attrs["schedule"]).script()
+    script = cpu_target(1, core).build(*lowered_kernel(graph, core)).script()
     assert ("llvm.prefetch" in script) == (far and core == AVX512)
+
+
+@both_cores
+@pytest.mark.parametrize(
+    ("case", "asks"),
+    [
+        (Case((1, 40, 85, 85), 40, (1, 1)), True),
+        (Case((1, 40, 85, 85), 40, (1, 1), stride=2), True),
+        (Case((2, 48, 62, 62), 40, (1, 1), groups=2), True),
+        (Case((1, 40, 80, 80), 40, (1, 1)), False),  # 0.98 MiB
+        (Case((1, 40, 85, 85), 40, (3, 3)), False),
+        (Case((1, 1024, 20, 20), 40, (1, 1)), False),  # two tiles would share sets of L1
+    ],
+    ids=str,
+)
+def test_pixels_of_the_next_tile_are_asked_for_where_they_come_from_beyond_l2(
+    core: Core, case: Case, asks: bool
+) -> None:
+    """By tiles that all panels pass over before the next one, which have the same bits."""
+    b = Builder()
+    graph = b.finish([case.result(b, case.node(b))])
+    body, _ = lowered_kernel(graph, core)
+    tile = f"mr=4 nr={2 * core.lanes} parallel=0 vector={core.lanes}"
+    scripts = [cpu_target(1, core).build(body, f"conv{{{tile} order={order}}}").script()
+               for order in ("oc", "pos")]  # fmt: skip
+    reads = ["0, 2, 1)" in script for script in scripts]  # what is asked for to be read
+    assert reads == [False, asks and core == AVX2]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case((1, 40, 85, 83), 40, (1, 1)),
+        Case((1, 40, 85, 85), 24, (1, 1), stride=2),
+        Case((2, 48, 62, 61), 40, (1, 1), groups=2),
+    ],
+    ids=str,
+)
+def test_tiles_that_ask_for_pixels_have_the_same_bits(case: Case) -> None:
+    b = Builder()
+    graph = b.finish([case.result(b, case.node(b) + case.bias(b))])
+    body, nr, inputs = kernel(graph, {case.x[1]: case.sample()})
+    asking, waiting = (
+        call(body, f"conv{{mr={mr} nr={nr} order={order} parallel={p}}}", inputs)
+        for mr, order, p in ((6, "pos", 1), (5, "oc", 0))
+    )
+    np.testing.assert_array_equal(asking, waiting)
+    check(graph, [case.sample()], "conv")
+
+
+@both_cores
+@pytest.mark.parametrize(("size", "far"), [(320, True), (280, False)])
+def test_what_is_added_to_results_in_memory_is_asked_for(core: Core, size: int, far: bool) -> None:
+    """Results of 9.8 and 7.5 MB, and the lines of a tile in them and in the residual."""
+    case = Case((1, 8, size, size), 24, (1, 1))
+    b = Builder()
+    x, stored = case.data(b, TensorType(t.f32, (1, size, size, 24)))
+    y = case.conv(b, x) + b.transpose(stored, (0, 3, 1, 2))
+    graph = b.finish([case.result(b, y)])
+    body, schedule = lowered_kernel(graph, core)
+    script = cpu_target(1, core).build(body, schedule).script()
+    tile = Schedule.parse(schedule)
+    pixels = tile.number("mr")  # of the next tile, which are asked for in any case
+    places = pixels * math.ceil(tile.number("nr") / LINE)
+    asked = pixels + (2 * places if far else 0)
+    assert script.count("llvm.prefetch") == (asked if core == AVX2 else 0)
+    check(graph, [case.sample(), normal(3, 1, size, size, 24)], "conv")
