@@ -272,7 +272,8 @@ def _order_factors(shape: ConvShape, cycles: float, mr: int, columns: int) -> tu
     oc = 1.0 if images <= 2 * L2_BYTES else IN_L3 if images <= SHARED_BYTES else IN_MEMORY
     if weights <= L2_WEIGHT_BYTES and regular:
         return max(oc, ORDER), 1.0
-    return oc, all_weights_again(weights, cycles, mr) * (1.0 if regular else IRREGULAR)
+    waits = not regular and not shape.asks  # for pixels that nothing foresees
+    return oc, all_weights_again(weights, cycles, mr) * (IRREGULAR if waits else 1.0)
 
 
 def choose_conv_tile(shape: ConvShape, threads: int) -> ConvTile:

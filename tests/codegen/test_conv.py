@@ -300,6 +300,9 @@ def shape(h: int, c: int, oc: int, k: int, groups: int = 1) -> ConvShape:
         (shape(56, 96, 24, 1), ConvTile(4, 24, "oc")),
         (shape(28, 256, 256, 3, groups=32), ConvTile(7, 8, "pos")),
         (shape(2, 8, 16, 1), ConvTile(4, 16, "oc", parallel=False)),
+        # a shortcut whose tiles ask for the next one's pixels, and one of too many weights for that
+        (ConvShape(WindowShape(1, 56, 56, 256, 1, 1, (2, 2)), 512), ConvTile(6, 16, "pos")),
+        (ConvShape(WindowShape(1, 28, 28, 512, 1, 1, (2, 2)), 1024), ConvTile(6, 16, "oc")),
     ],
     ids=str,
 )
