@@ -121,7 +121,9 @@ class ConvNest:
         for all; 0 where none are asked for."""
         by_tiles = self.tile.order == "pos" or self.panels == 1
         whole = self.count == self.window.positions  # stripes find theirs in L2
-        return ceil_div(self.tile.mr, self.panels) if by_tiles and whole and self.shape.asks else 0
+        in_rows = self.image.steps[1] == 1  # of channels
+        asks = self.shape.asks and by_tiles and whole and in_rows
+        return ceil_div(self.tile.mr, self.panels) if asks else 0
 
     def _ask(self, panel: PrimExpr, first: PrimExpr, channel: PrimExpr) -> Stmt:
         """Ask for the line of a channel in those pixels."""

@@ -375,6 +375,7 @@ def test_lines_of_results_are_asked_for_where_they_come_from_the_last_level_cach
         (Case((2, 48, 62, 62), 40, (1, 1), groups=2), True),
         (Case((1, 40, 80, 80), 40, (1, 1)), False),  # 0.98 MiB
         (Case((1, 40, 85, 85), 40, (3, 3)), False),
+        (Case((1, 4, 270, 270), 40, (1, 1), last=False), False),
         (Case((1, 1024, 20, 20), 40, (1, 1)), False),  # two tiles would share sets of L1
     ],
     ids=str,
