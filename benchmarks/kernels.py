@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -47,14 +47,6 @@ def normal(*shape: int) -> Any:
 
 def finish(b: Builder, y: Value, bias: Value) -> Value:
     return b.emit("relu", y + bias)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Schedule and seconds of a kernel by numbers of threads, and the peak in GFLOP/s if asked."""
-
-    found: dict[int, tuple[str, float]]
-    peak: float
 
 
 @dataclass(frozen=True)
@@ -146,6 +138,13 @@ SHAPES: dict[str, Shape] = {
 }
 
 
+def repeated(seconds: float) -> Iterator[None]:
+    """Again and again, for so long."""
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        yield
+
+
 class Timed:
     """A graph's kernels for a number of threads, with the best time of each step's runs."""
 
@@ -157,8 +156,7 @@ class Timed:
 
     def run(self, seconds: float) -> None:
         """Run the graph again and again for so long."""
-        end = time.perf_counter() + seconds
-        while time.perf_counter() < end:
+        for _ in repeated(seconds):
             self.model.run_steps(self.inputs, self._around)
 
     def _around(self, step: int, go: Callable[[], object]) -> None:
@@ -173,8 +171,11 @@ class Timed:
         return self.module.kernels[slowest].schedule, self.best[slowest]
 
 
-def in_turns(graph: Graph, threads: Sequence[int], seconds: float, peak: bool) -> Measured:
-    """Measure the main kernel by numbers of threads, for so many seconds each, and the peak.
+def in_turns(
+    graph: Graph, threads: Sequence[int], seconds: float, peak: bool
+) -> tuple[dict[int, Timed], float]:
+    """The kernels by numbers of threads, run for so many seconds each, and, if asked for, the
+    floating-point operations a second at the peak.
 
     They take turns, so that neighbours who slow the machine for a while slow all of them.
     """
@@ -185,7 +186,7 @@ def in_turns(graph: Graph, threads: Sequence[int], seconds: float, peak: bool) -
             best = max(best, flops_per_second(1))
         for each in timed.values():
             each.run(seconds / TURNS)
-    return Measured({n: each.main for n, each in timed.items()}, best / 1e9)
+    return timed, best
 
 
 LARGE_FLOPS = 20e6  # what takes less is bound by its start and its end
@@ -214,13 +215,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{'GFLOP/s':26}{head}  schedule")
     for name in names:
         shape = SHAPES[name]
-        measured = in_turns(shape.graph(), given.threads, given.seconds, given.bars)
-        rates = {n: shape.flops / seconds / 1e9 for n, (_, seconds) in measured.found.items()}
-        schedules = [schedule for schedule, _ in measured.found.values()]
+        timed, peak = in_turns(shape.graph(), given.threads, given.seconds, given.bars)
+        rates = {n: shape.flops / each.main[1] / 1e9 for n, each in timed.items()}
         told = "".join(f"{rate:12.1f}" for rate in rates.values())
-        print(f"{name:26}{told}  {schedules[-1]}", flush=True)
+        print(f"{name:26}{told}  {timed[given.threads[-1]].main[0]}", flush=True)
         if given.bars:
-            held &= bars(name, shape, measured.found[1][0], rates, measured.peak)
+            held &= bars(name, shape, timed[1].main[0], rates, peak / 1e9)
     raise SystemExit(0 if held else 1)
 
 

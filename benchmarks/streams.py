@@ -13,13 +13,13 @@ if one is missed.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from benchmarks.kernels import TURNS, normal
+from benchmarks.kernels import TURNS, normal, repeated
+from benchmarks.measuring import best
 from benchmarks.report import options, report
 from plait.codegen.plan import aligned_empty
 from plait.ir import types as t
@@ -109,35 +109,23 @@ def aligned(array: Any) -> Any:
     return copy
 
 
-class Timed:
-    """A graph for a number of threads, with its best time in seconds.
-
-    Results go into arrays that have been written before.
-    """
-
-    def __init__(self, graph: Graph, threads: int) -> None:
-        self.model = compile_graph(graph, threads=threads).load(threads)
-        self.inputs = [aligned(normal(*i.type.static("benchmark"))) for i in graph.inputs]
-        self.outputs = [aligned(np.zeros(type.static("benchmark"), np.float32))
-                        for type in graph.output_types]  # fmt: skip
-        self.best = math.inf
-
-    def run(self, seconds: float) -> None:
-        """Run the graph again and again for so long."""
-        end = time.perf_counter() + seconds
-        while time.perf_counter() < end:
-            begin = time.perf_counter()
-            self.model.run_into(self.inputs, self.outputs)
-            self.best = min(self.best, time.perf_counter() - begin)
+def runner(graph: Graph, threads: int) -> Callable[[], object]:
+    """Runs the compiled graph, results into arrays that have been written before."""
+    model = compile_graph(graph, threads=threads).load(threads)
+    inputs = [aligned(normal(*i.type.static("benchmark"))) for i in graph.inputs]
+    outputs = [aligned(np.zeros(type.static("benchmark"), np.float32))
+               for type in graph.output_types]  # fmt: skip
+    return lambda: model.run_into(inputs, outputs)
 
 
 def in_turns(graph: Graph, threads: int, seconds: float) -> tuple[float, float]:
     """Bytes a second of a graph and of a copy: they take turns, so that neighbours slow both."""
-    timed, copy = Timed(graph, threads), 0.0
+    run, shortest, copy = runner(graph, threads), math.inf, 0.0
     for _ in range(TURNS):
         copy = max(copy, copied_bytes_per_second(threads))
-        timed.run(seconds / TURNS)
-    return traffic(graph) / timed.best, copy
+        for _ in repeated(seconds / TURNS):
+            shortest = min(shortest, best(run, rounds=1))
+    return traffic(graph) / shortest, copy
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

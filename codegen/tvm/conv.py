@@ -146,8 +146,7 @@ class ConvNest:
     def _ask_epilogue(self, panel: PrimExpr, first: PrimExpr) -> list[Stmt]:
         """Ask for the lines that a tile's results go to, and for what is added to them there, in
         time for the end of its sum."""
-        results = 4 * self.count * self.shape.groups * self.shape.outputs
-        if not core().tiles_ask or results <= SHARED_BYTES:
+        if not core().tiles_ask or self.results <= SHARED_BYTES:
             return []
         places = [self.at(first + m, channel) for m in range(self.tile.mr)
                   for channel in self._channels(panel, LINE)]  # fmt: skip
@@ -155,14 +154,19 @@ class ConvNest:
 
     def _channels(self, panel: PrimExpr, step: int) -> list[PrimExpr]:
         """Every so manieth output channel of a panel, of those that there are."""
-        most = self.shape.groups * self.shape.outputs - 1
+        most = self.shape.oc - 1
         lanes = (const(lane, "int32") for lane in range(0, self.tile.nr, step))
         return [tirx.min(self._channel(panel, lane), most) for lane in lanes]
 
     @property
     def far(self) -> bool:
         """Whether the output comes from the last-level cache."""
-        return is_far(4 * self.count * self.shape.groups * self.shape.outputs)
+        return is_far(self.results)
+
+    @property
+    def results(self) -> int:
+        """Bytes of the output."""
+        return 4 * self.count * self.shape.oc
 
     @property
     def ragged(self) -> bool:
