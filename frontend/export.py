@@ -27,6 +27,7 @@ from plait.ir.dims import Dim
 from plait.ir.errors import PlaitError, Unsupported, UsageError
 from plait.ir.graph import Blob, Graph
 from plait.ir.ops.aten import to_numpy
+from plait.runtime.artifact import MANIFEST
 
 # Per input, the dimensions that vary: index to name and inclusive range.
 Dynamic: TypeAlias = Mapping[str, Mapping[int, tuple[str, int, int]]]
@@ -221,6 +222,9 @@ def load(source: str | Path) -> ExportedProgram | tuple[nn.Module, tuple[Any, ..
         raise UsageError(f"{text}: no such file; expected {expected}")
     if not zipfile.is_zipfile(text):
         raise UsageError(f"{text}: not a .pt2 file made by torch.export.save")
+    with zipfile.ZipFile(text) as archive:
+        if MANIFEST in archive.namelist():
+            raise UsageError(f"{text}: an artifact, compiled already; `plait inspect` shows it")
     try:
         return torch.export.load(text)
     except Exception as error:

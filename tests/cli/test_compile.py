@@ -167,3 +167,14 @@ def test_a_failure_leaves_a_repro(
     assert "graph " in (folder / "graph.txt").read_text()
     assert str(error) in (folder / "error.txt").read_text()
     assert json.loads((folder / "settings.json").read_text())["cpu"] == "native"
+
+
+@pytest.mark.parametrize("verb", ["explain", "compile"])
+def test_an_artifact_is_not_a_program(capsys: Capture, tmp_path: Path, verb: str) -> None:
+    artifact = tmp_path / "good.plait"
+    run(capsys, "compile", "sample_factories:good", "-o", artifact)
+    more = ["-o", str(tmp_path / "other.plait")] if verb == "compile" else []
+    assert cli.main([verb, str(artifact), *more]) == 2
+    told = capsys.readouterr().err
+    assert "good.plait: an artifact, compiled already; `plait inspect` shows it" in told
+    assert "Traceback" not in told
