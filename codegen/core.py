@@ -36,8 +36,8 @@ class Core:
         next, beside its images: all of 512 KiB where they pass quickly, 5/8 of 1 MiB.
     claimed: steps for each row of a register tile, at the end of its sum, in which the lines that
         it goes to are asked for, if results come from the last-level cache; 0 if they are not.
-    tiles_ask: whether register tiles of convolutions ask for the pixels of the next one, and for
-        results in memory and what is added to them.
+    tiles_ask: whether register tiles ask for the pixels or rows of the next one, and for the lines
+        of their results and of what is added to them.
     """
 
     lanes: int

@@ -25,6 +25,7 @@ ORDER = 1.02  # what the worse order of loops is taken to cost
 # Factors of time when rows of A are read again for every panel of B: from the last-level cache, or
 # from memory; and when all panels are, for every tile of rows.
 ROWS_AGAIN, PANELS_AGAIN = (1.02, 1.2), (1.05, 1.5)
+BEYOND = 0.3  # what weights beyond L2 cost where rows are asked for, as a part for each of a tile's
 MEMORY_BYTES = 6  # from memory in a cycle
 # Rows of A, or pixels, that lie a multiple of so many bytes apart fall into one set of L1, which
 # holds as many lines as it has ways: the factor of time for tiles of more rows.
@@ -34,6 +35,7 @@ LINE = LINE_BYTES // 4  # elements of four bytes in a cache line
 L2_BYTES = 512 * 1024
 L3_BYTES = 32 << 20
 SHARED_BYTES = L3_BYTES // 4  # what a kernel may count on to find again in the last-level cache
+NEAR_WEIGHTS = 5 * L2_BYTES // 4  # of which hardly any come from beyond L2
 # Where parts of several panels take turns: a part of all rows of a block, and the sums so far.
 PART_BYTES, KEPT_BYTES = 3 * L2_BYTES // 8, L2_BYTES // 8
 
@@ -46,6 +48,15 @@ class GemmShape:
     m: int
     n: int
     k: int
+
+    @property
+    def asks(self) -> bool:
+        """Whether tiles that all panels pass by (outer "m") ask for the rows of the next: rows come
+        from beyond L2, the weights hardly do, two tiles' rows find room beside each other, and sums
+        are long, or read by few panels, so that asking costs little."""
+        far = 4 * self.m * self.k > L2_BYTES and 4 * self.k * self.n <= NEAR_WEIGHTS
+        roomy = 4 * self.k % SET_BYTES != 0
+        return core().tiles_ask and far and roomy and (self.k >= 8 * LINE or self.n <= 8 * LINE)
 
 
 @dataclass(frozen=True)
@@ -133,7 +144,8 @@ def gemm_tiles(shape: GemmShape, threads: int, packed: bool = True) -> list[tupl
         for outer, blocks, depth, span in _orders(shape, mr, nr, packed):
             cycles = gemm_cycles(shape, mr, nr, threads, blocks, depth, span)
             tile = Tile(mr, nr, outer, threads if uneven else 1, threads > 1, blocks, depth, span)
-            found.append((cycles * _again(shape, tile, cycles, threads), tile))
+            again = _again(shape, tile, cycles, threads, packed)
+            found.append((cycles * again, tile))
     found.sort(key=lambda c: (c[0], -c[1].mr * c[1].nr, c[1].mr))
     near = (c for c in found if c[0] <= found[0][0] * (1 + core().doubt))
     first = max(near, key=lambda c: c[1].mr * c[1].nr)
@@ -179,10 +191,12 @@ def _depth(k: int, nr: int) -> int:
     return next(deep, 1)
 
 
-def _again(shape: GemmShape, tile: Tile, cycles: float, threads: int) -> float:
+def _again(shape: GemmShape, tile: Tile, cycles: float, threads: int, packed: bool) -> float:
     """The factor for what is read again and again, a block of rows or all panels."""
     if tile.outer == "m":
         size = 4 * shape.k * shape.n
+        if packed and shape.asks:
+            return 1 + BEYOND / tile.mr * max(0.0, size / L2_BYTES - 1)
         return 1.0 if shape.m <= tile.mr else all_weights_again(size, cycles, tile.mr)
     rows = ceil_div(shape.m, tile.blocks)
     size = 4 * shape.k * rows

@@ -14,13 +14,14 @@ from typing import Any, Literal
 
 from tvm import tirx
 
-from plait.codegen.tiles import GemmShape, Tile, ceil_div
+from plait.codegen.core import simd
+from plait.codegen.tiles import LINE, GemmShape, Tile, ceil_div
 from plait.codegen.tvm.loops import Ahead, loop, put, sequence, unflatten
 from plait.codegen.tvm.register_tile import (
     LastPanel,
     RegisterTile,
+    in_lines,
     is_heavy,
-    lanes_of,
     steps_of,
 )
 from plait.codegen.tvm.scalars import const
@@ -30,6 +31,7 @@ Stmt = Any
 Rhs = Literal["packed", "rows", "any"]
 Load = Callable[[PrimExpr, PrimExpr], PrimExpr]  # an element of a panel by step and lane
 Ask = tuple[PrimExpr, PrimExpr]  # the block of weights that is read next, the pass of this one
+SOON = 1536  # steps; what is asked for longer ahead may be gone again
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,9 @@ class Gemm:
     store(value, batch, row, column): where it goes.
     packed: the buffer of the panels, if `rhs` is "packed".
     claim(batch, row, column): asks for the line that an element is to be stored to, if it is far.
+    ask_row(batch, row, k): asks for the line of an element of A, if tiles do for the next one.
+    ask_end(batch, row, column): asks for the lines of what the epilogue reads and of the element to
+        be stored, if they are far and tiles do so when they begin.
     """
 
     shape: GemmShape
@@ -55,6 +60,8 @@ class Gemm:
     rhs: Rhs = "packed"
     packed: Any = None
     claim: Callable[[PrimExpr, PrimExpr, PrimExpr], Stmt] | None = None
+    ask_row: Callable[[PrimExpr, PrimExpr, PrimExpr], Stmt] | None = None
+    ask_end: Callable[[PrimExpr, PrimExpr, PrimExpr], Stmt] | None = None
 
     @property
     def row_tiles(self) -> int:
@@ -151,6 +158,7 @@ class _Nest:
                     ask = (self._following(first, count, c, q), p)
                     load = self._load(const(0, "int32"), panel)
                     return sequence([
+                        self._ask_end(const(0, "int32"), row, panel) if ends else None,
                         *(sums.clear() if begins else sums.resume(kept, at)),
                         self._sum(sums, const(0, "int32"), row, load, ask, c * self.steps,
                                   panel if ends else None),
@@ -219,7 +227,8 @@ class _Nest:
         """A register tile from zero to its results."""
         sums = RegisterTile(self.tile.mr, self.tile.nr)
         total = self._sum(sums, b, row, load, ask, const(0, "int32"), panel)
-        return sequence([*sums.clear(), total, *self._finish(sums, b, row, panel)])
+        asked = self._ask_end(b, row, panel)
+        return sequence([asked, *sums.clear(), total, *self._finish(sums, b, row, panel)])
 
     def _sum(
         self, sums: RegisterTile, b: PrimExpr, row: PrimExpr, load: Load, ask: Ask | None,
@@ -240,7 +249,27 @@ class _Nest:
             )
             return sequence([asked, terms])
 
+        if gemm.ask_row is not None:
+            return in_lines(self.steps, step, lambda k: self._ask_rows(b, row, panel, first + k))
         return steps_of(self.steps, step, self.tile.mr, self._claim(b, begin, panel))
+
+    def _ask_rows(self, b: PrimExpr, row: PrimExpr, panel: PrimExpr | None, k: PrimExpr) -> Stmt:
+        """Ask for a line of this panel's share of the rows of the next tile."""
+        gemm, most = self.gemm, self.tile.mr - 1
+        assert gemm.ask_row is not None and panel is not None
+        begin = self._first(tirx.min(row + 1, gemm.row_tiles - 1))
+        share = ceil_div(self.tile.mr, gemm.panels)
+        rows = [tirx.min(panel * share + m, most) for m in range(share)]
+        return sequence([gemm.ask_row(b, begin + m, k) for m in rows])
+
+    def _ask_end(self, b: PrimExpr, row: PrimExpr, panel: PrimExpr) -> Stmt | None:
+        """Ask for all lines of what a tile ends with."""
+        ask, begin = self.gemm.ask_end, self._first(row)
+        if ask is None or self.steps > SOON:
+            return None
+        columns = self._columns(panel, LINE)
+        return sequence([ask(b, begin + m, column)
+                         for m in range(self.tile.mr) for column in columns])  # fmt: skip
 
     def _first(self, row: PrimExpr) -> PrimExpr:
         """The first row of a tile: of one that reaches beyond the last row, a few earlier."""
@@ -254,10 +283,14 @@ class _Nest:
         claim = self.gemm.claim
         if claim is None or panel is None:
             return None
-        columns = [panel * self.tile.nr + first for first, _ in lanes_of(self.tile.nr)]
-        if self.gemm.ragged_columns:
-            columns = [tirx.min(column, self.shape.n - 1) for column in columns]
+        columns = self._columns(panel, simd())
         return lambda m: sequence([claim(b, begin + m, column) for column in columns])
+
+    def _columns(self, panel: PrimExpr, step: int) -> list[PrimExpr]:
+        """Every so manieth column of a panel, of those that there are."""
+        columns = [panel * self.tile.nr + lane for lane in range(0, self.tile.nr, step)]
+        most = self.shape.n - 1
+        return [tirx.min(at, most) for at in columns] if self.gemm.ragged_columns else columns
 
     def _finish(
         self, sums: RegisterTile, b: PrimExpr, row: PrimExpr, panel: PrimExpr

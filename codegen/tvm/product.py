@@ -8,17 +8,23 @@ of time; two activations are multiplied in place or packed by the kernel.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tvm import tirx
+from tvm.sym import Analyzer
+
+from plait.codegen.core import core
 from plait.codegen.schedule import Schedule
 from plait.codegen.target import Candidate, Template
-from plait.codegen.tiles import GemmShape, Tile, gemm_tiles, is_far
+from plait.codegen.tiles import L2_BYTES, LINE, GemmShape, Tile, gemm_tiles, is_far
 from plait.codegen.tvm.access import Access, flat_reads, source_input
 from plait.codegen.tvm.gemm import Gemm, gemm_loops
 from plait.codegen.tvm.generic import anchor_of
-from plait.codegen.tvm.loops import Parameters, arranged, prefetch, unflatten
+from plait.codegen.tvm.loops import Parameters, arranged, prefetch, sequence, unflatten
+from plait.codegen.tvm.register_tile import loads_of
+from plait.codegen.tvm.scalars import const
 from plait.ir import types as t
 from plait.ir.dims import is_static
 from plait.ir.graph import Graph
@@ -173,10 +179,36 @@ def build(body: Graph, schedule: Schedule) -> Any:
     def claim(*at: PrimExpr) -> Stmt:
         return prefetch(out.buffer, out.at(product.result_index(*at)), write=True)
 
+    def ask_row(*at: PrimExpr) -> Stmt:
+        return _asked(a_load(*at), shape.batch * shape.m * shape.k)
+
+    def ask_end(b: PrimExpr, i: PrimExpr, j: PrimExpr) -> Stmt:
+        finished = epilogue(tirx.Var("total", "float32"), b, i, j)
+        return sequence([_asked(finished, shape.batch * shape.m * shape.n), claim(b, i, j)])
+
+    results = 4 * shape.batch * shape.m * shape.n
+    by_rows = packed is not None and tile.outer == "m"
     gemm = Gemm(shape, tile, a_load, b_load, epilogue, store,
                 rhs if rhs in ("packed", "rows") else "any", panels,  # type: ignore[arg-type]
-                claim if is_far(4 * shape.batch * shape.m * shape.n) else None)  # fmt: skip
+                claim if is_far(results) else None,
+                ask_row if by_rows and shape.asks and _in_lines(a_load) else None,
+                ask_end if core().tiles_ask and results > L2_BYTES // 2 else None)  # fmt: skip
     return parameters.function([gemm_loops(gemm)])
+
+
+def _asked(value: PrimExpr, size: int) -> Stmt:
+    """Ask for the lines of what an expression loads from tensors of so many elements."""
+    loads = [load for load in loads_of(value) if int(load.source.shape[0]) == size]
+    return sequence([prefetch(load.source, load.indices[0]) for load in loads])
+
+
+def _in_lines(a_load: Callable[..., PrimExpr]) -> bool:
+    """Whether terms of a row that are neighbours lie side by side, a line of them at least."""
+    zero, last = const(0, "int32"), const(LINE - 1, "int32")
+    ends = [loads_of(a_load(zero, zero, k)) for k in (zero, last)]
+    places = [[Analyzer().simplify(load.indices[0]) for load in loads] for loads in ends]
+    fixed = all(isinstance(at, tirx.IntImm) for found in places for at in found)
+    return fixed and [int(at) + LINE - 1 for at in places[0]] == [int(at) for at in places[1]]
 
 
 GEMM = Template("gemm", space, build)

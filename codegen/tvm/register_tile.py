@@ -48,6 +48,17 @@ def work_of(epilogue: PrimExpr) -> int:
     return len(found)
 
 
+def loads_of(value: PrimExpr) -> list[Any]:
+    """The loads from memory in an expression, each once."""
+    found: dict[Any, Any] = {}
+
+    def visit(node: Any) -> Any:
+        found.setdefault(tvm_ffi.structural.StructuralKey(node), node)
+
+    tvm_ffi.structural_walk(value, (TensorLoad, visit), order="pre")
+    return list(found.values())
+
+
 def is_heavy(epilogue: PrimExpr) -> bool:
     """Whether an epilogue is too much code to repeat for every vector of a tile."""
     return work_of(epilogue) > MOST_UNROLLED

@@ -8,21 +8,24 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from plait.codegen.core import AVX2, AVX512, core
+from plait.codegen.core import AVX2, AVX512, Core, core
 from plait.codegen.plan import Call, ModulePlan, PointerArg, TensorSpec
 from plait.codegen.schedule import Schedule
 from plait.codegen.tvm.build import compile_kernel, host_target
 from plait.codegen.tvm.main_func import compile_main
 from plait.codegen.tvm.pointers import over_pointers
 from plait.codegen.tvm.target import cpu_target
-from plait.ir.graph import Graph
+from plait.ir.graph import Graph, Node
 from plait.ir.interp import interpret
+from plait.passes.context import Context
+from plait.passes.pipeline import parse_pipeline
 from plait.runtime.compiler import Module, compile_graph
 from plait.runtime.executor import CompiledModel
 from plait.runtime.loader import Library
 
 Array = NDArray[Any]
 both_cores = pytest.mark.parametrize("core", [AVX2, AVX512], indirect=True, ids=["8", "16 lanes"])
+SELECTED = "canonicalize,fold-batch-norm,decompose,canonicalize,layout,legalize-math,fuse,select"
 
 
 def normal(seed: int, *shape: int) -> Array:
@@ -33,6 +36,13 @@ def normal(seed: int, *shape: int) -> Array:
 def templates(module: Module) -> list[str]:
     """The templates of a module's kernels."""
     return [k.schedule.partition("{")[0] for k in module.kernels]
+
+
+def only_kernel(graph: Graph, core: Core) -> tuple[Graph, Node]:
+    """A graph once its kernels are chosen, and the only one."""
+    lowered = parse_pipeline(SELECTED).run(graph, Context(cpu_target(1, core)))
+    (kernel,) = (n for n in lowered.nodes if n.op == "kernel")
+    return lowered, kernel
 
 
 def check(graph: Graph, inputs: list[Array], template: str, exact: bool = False) -> Module:

@@ -27,12 +27,8 @@ from plait.ir import types as t
 from plait.ir.builder import Builder, Value
 from plait.ir.graph import Graph
 from plait.ir.types import TensorType
-from plait.passes.context import Context
-from plait.passes.pipeline import parse_pipeline
 from plait.runtime.compiler import compile_graph
-from tests.codegen.graphs import both_cores, call, check, normal
-
-SELECTED = "canonicalize,fold-batch-norm,decompose,canonicalize,layout,legalize-math,fuse,select"
+from tests.codegen.graphs import both_cores, call, check, normal, only_kernel
 
 
 @dataclass(frozen=True)
@@ -194,8 +190,7 @@ def test_written_in_place_of_an_operand() -> None:
 def kernel(graph: Graph, images: dict[int, Any]) -> tuple[Graph, int, list[Any]]:
     """The body of a graph's only kernel, the width of its panels, and its inputs: images by their
     channels, and packed constants."""
-    lowered = parse_pipeline(SELECTED).run(graph, Context(cpu_target(1, core())))
-    (node,) = (n for n in lowered.nodes if n.op == "kernel")
+    lowered, node = only_kernel(graph, core())
     inputs = []
     for v in node.operands:
         made = lowered.producer(v)
@@ -349,8 +344,7 @@ def test_sizes() -> None:
 
 def lowered_kernel(graph: Graph, core: Core) -> tuple[Graph, str]:
     """Body and schedule of a graph's only kernel."""
-    lowered = parse_pipeline(SELECTED).run(graph, Context(cpu_target(1, core)))
-    (kernel,) = (n for n in lowered.nodes if n.op == "kernel")
+    _, kernel = only_kernel(graph, core)
     return kernel.attrs["body"], kernel.attrs["schedule"]
 
 

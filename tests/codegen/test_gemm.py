@@ -13,7 +13,8 @@ from tvm import tirx
 
 from plait.codegen.core import AVX2, AVX512, Core, simd
 from plait.codegen.plan import Call, ModulePlan, PointerArg, TensorSpec
-from plait.codegen.tiles import GemmShape, Tile, ceil_div, choose_tile
+from plait.codegen.schedule import Schedule
+from plait.codegen.tiles import LINE, GemmShape, Tile, ceil_div, choose_tile
 from plait.codegen.tvm.build import assembly, compile_kernel, host_target, named_target
 from plait.codegen.tvm.gemm import Gemm, _Nest, gemm_loops
 from plait.codegen.tvm.loops import Ahead, kernel, prefetch, put
@@ -22,10 +23,11 @@ from plait.codegen.tvm.pointers import over_pointers
 from plait.codegen.tvm.target import cpu_target
 from plait.ir import types as t
 from plait.ir.builder import Builder
+from plait.ir.graph import Graph, Node
 from plait.ir.types import TensorType
 from plait.runtime.executor import CompiledModel
 from plait.runtime.loader import Library
-from tests.codegen.graphs import both_cores
+from tests.codegen.graphs import both_cores, call, only_kernel
 
 Array = NDArray[Any]
 
@@ -304,15 +306,81 @@ def test_parts_of_panels_that_take_turns_are_asked_for_in_the_order_of_reading(
         assert int(nest._following(*at)) == after[number] * depth + later
 
 
+def product(m: int, n: int, k: int, residual: bool = False) -> Graph:
+    """A product with constant weights, perhaps added to what has the result's shape."""
+    b = Builder()
+    x = b.input(TensorType(t.f32, (m, k)))
+    added = [b.input(TensorType(t.f32, (m, n)))] if residual else []
+    w = b.constant(random(1, k, n), "w")
+    y = b.emit("dot_general", x, w, lhs_contract=(1,), rhs_contract=(0,))
+    return b.finish([sum(added, y)])
+
+
+def schedule(node: Node, **changed: str | int) -> tuple[str, int]:
+    """The schedule of a kernel, on one thread and changed so, and the width of its panels."""
+    chosen = Schedule.parse(node.attrs["schedule"])
+    parameters = {**chosen.parameters, "parallel": 0, "depth": 1, "blocks": 1, **changed}
+    return str(Schedule.make("gemm", **parameters)), chosen.number("nr")
+
+
+def script(graph: Graph, core: Core, **changed: str | int) -> tuple[str, int]:
+    """The code of a product with such a schedule, and the width of its panels."""
+    _, node = only_kernel(graph, core)
+    named, width = schedule(node, **changed)
+    return str(cpu_target(1, core).build(node.attrs["body"], named).script()), width
+
+
 @both_cores
 @pytest.mark.parametrize(("rows", "far"), [(192, True), (100, False), (3000, False)])
-def test_lines_of_results_are_asked_for_where_they_come_from_the_last_level_cache(
+def test_lines_of_results_are_asked_for_as_a_sum_ends_where_they_come_from_the_last_level_cache(
     core: Core, rows: int, far: bool
 ) -> None:
-    b = Builder()
-    x, w = b.input(TensorType(t.f32, (rows, 64))), b.input(TensorType(t.f32, (64, 800)))
-    body = b.finish([b.emit("dot_general", x, w, lhs_contract=(1,), rhs_contract=(0,))])
-    tile = (f"gemm{{mr=4 nr={core.lanes} outer=n chunks=1 parallel=0 blocks=1 depth=1 span=1 "
-            f"rhs=rows vector={core.lanes}}}")  # fmt: skip
-    asks = "llvm.prefetch" in cpu_target(2, core).build(body, tile).script()
-    assert asks == (far and core == AVX512)
+    code, _ = script(product(rows, 800, 64), core, mr=4, outer="n")
+    assert ("claimed" in code) == (far and core == AVX512)
+
+
+READ, WRITTEN = "0, 2, 1)", "1, 3, 1)"  # how a line is asked for
+
+
+@both_cores
+@pytest.mark.parametrize(("outer", "rows"), [("m", 700), ("n", 700), ("m", 600)])
+def test_rows_of_the_next_tile_are_asked_for_where_they_come_from_beyond_l2(
+    core: Core, outer: str, rows: int
+) -> None:
+    """Panels share the rows: all of them are asked for, a line before the terms of the last."""
+    code, nr = script(product(rows, 48, 200), core, mr=5, outer=outer)
+    asks = core == AVX2 and outer == "m" and rows == 700
+    lines = 2  # in the code: in a loop, and of the half line that is left
+    assert code.count(READ) == (lines * ceil_div(5, ceil_div(48, nr)) if asks else 0)
+
+
+@both_cores
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize(("rows", "k"), [(300, 72), (200, 72), (300, 1600)])
+def test_what_a_tile_ends_with_is_asked_for_where_it_is_far_but_not_long_ahead(
+    core: Core, residual: bool, rows: int, k: int
+) -> None:
+    """Results of 300 and 200 KiB."""
+    code, nr = script(product(rows, 256, k, residual), core, mr=4, outer="n")
+    asks = core == AVX2 and rows == 300 and k == 72
+    lines = 4 * ceil_div(nr, LINE) if asks else 0
+    assert code.count(WRITTEN) == lines
+    panels = int(k == 1600)  # of weights beyond L2 are asked for in any case
+    assert code.count(READ) == (lines if residual else 0) + panels
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_products_that_ask_have_the_same_bits(residual: bool) -> None:
+    """Rows and columns that no tile divides."""
+    graph = product(703, 100, 200, residual)
+    lowered, node = only_kernel(graph, AVX2)
+    made = [lowered.producer(v) for v in node.operands]
+    given = [
+        random(9, *lowered.types[v].static("test")) if found is None else found.attrs["value"].array
+        for v, found in zip(node.operands, made, strict=True)
+    ]
+    asking, waiting = (
+        call(node.attrs["body"], schedule(node, mr=mr, outer=outer, parallel=p)[0], given)
+        for mr, outer, p in ((3, "m", 1), (2, "n", 0))
+    )
+    np.testing.assert_array_equal(asking, waiting)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from plait.codegen.core import AVX512, making_for
+from plait.codegen.core import AVX2, AVX512, Core, making_for
 from plait.codegen.tiles import (
     L2_BYTES,
     GemmShape,
@@ -15,6 +15,7 @@ from plait.codegen.tiles import (
     gemm_tiles,
     register_tiles,
 )
+from tests.codegen.graphs import both_cores
 
 
 def test_tiles_fit_the_registers() -> None:
@@ -47,11 +48,35 @@ def test_choice(shape: tuple[int, int, int, int], tile: tuple[int, int]) -> None
 
 
 def test_many_rows_pass_in_blocks_that_stay_in_cache() -> None:
-    chosen = choose_tile(GemmShape(1, 12000, 384, 384), threads=2)
+    chosen = choose_tile(GemmShape(1, 12000, 768, 384), threads=2)
     rows = 12000 / chosen.blocks
     assert chosen.outer == "n"
     assert 4 * rows * 384 <= L2_BYTES / 2
     assert choose_tile(GemmShape(1, 128, 768, 768), threads=2).blocks == 1
+
+
+@both_cores
+@pytest.mark.parametrize(
+    ("m", "n", "k", "asks"),
+    [
+        (3136, 96, 384, True),
+        (784, 768, 192, True),
+        (3136, 96, 96, True),
+        (3136, 384, 96, False),  # short sums, read by many panels
+        (340, 96, 384, False),  # rows of 510 KiB
+        (784, 1000, 192, False),  # weights of 750 KiB
+        (3136, 96, 1024, False),  # rows of two tiles would share sets of L1
+    ],
+)
+def test_tiles_ask_for_rows_where_these_come_from_beyond_l2_and_weights_do_not(
+    core: Core, m: int, n: int, k: int, asks: bool
+) -> None:
+    shape = GemmShape(1, m, n, k)
+    with making_for(core):
+        assert shape.asks == (asks and core == AVX2)
+        chosen = [choose_tile(shape, threads) for threads in (1, 2)]
+    if shape.asks:
+        assert {tile.outer for tile in chosen} == {"m"}
 
 
 @pytest.mark.parametrize(("tiles", "least"), [(375, 9), (1, 1), (3, 7), (3000, 71), (10, 0)])

@@ -26,8 +26,8 @@ from plait.ir.winograd import POINTS
 from plait.passes.context import Context
 from plait.passes.packing import FORMS
 from plait.passes.pipeline import parse_pipeline
-from tests.codegen.graphs import both_cores, call, check, normal
-from tests.codegen.test_conv import SELECTED, Case
+from tests.codegen.graphs import SELECTED, both_cores, call, check, normal
+from tests.codegen.test_conv import Case
 
 CASES = [
     Case((1, 32, 28, 28), 32, (3, 3), low=1, template="winograd"),
