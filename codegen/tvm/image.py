@@ -5,6 +5,7 @@ Logical shapes are [N, C, H, W] or [N, C, W]; the latter is an image of width 1.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +17,7 @@ from tvm import tirx
 from plait.codegen.conv_tiles import WindowShape, window_shape
 from plait.codegen.tvm.access import Access, flat_reads
 from plait.codegen.tvm.loops import Memory, Parameters, along, loop, prefetch, sequence
-from plait.codegen.tvm.register_tile import is_heavy
+from plait.codegen.tvm.register_tile import ask_loads, is_heavy
 from plait.codegen.tvm.scalars import const
 from plait.ir import op as ops
 from plait.ir import types as t
@@ -141,11 +142,6 @@ class Windowed:
         """The values that these nodes read, and the output."""
         return [*(v for n in self._epilogue_nodes for v in n.operands), *self.body.outputs]
 
-    @property
-    def epilogue_inputs(self) -> set[int]:
-        """The body's inputs among what the epilogue reads."""
-        return {v for v in self._epilogue() if v < len(self.body.inputs)}
-
     def _by_elements(self, node: Node) -> bool:
         """Whether an epilogue node and what it reads beside inputs work element by element."""
         made = [self.body.producer(v) for v in node.operands]
@@ -187,12 +183,10 @@ class Ports:
         """Ask for the line that an element of the output is to be stored to."""
         return prefetch(self.output.buffer, self.output.at(index), write=True)
 
-    def ask_added(self, index: Sequence[PrimExpr]) -> Stmt | None:
+    def ask_added(self, index: Sequence[PrimExpr]) -> Stmt:
         """Ask for the lines of what the epilogue reads beside an element of the output."""
-        body, made = self.windowed.body, self.windowed.node.types[0]
-        found = [self.inputs[v] for v in sorted(self.windowed.epilogue_inputs)
-                 if body.types[v].shape == made.shape]  # fmt: skip
-        return sequence([prefetch(f.buffer, f.at(index)) for f in found]) if found else None
+        size = math.prod(self.windowed.node.types[0].static("TVM code generation"))
+        return ask_loads(self.finished(tirx.Var("total", "float32"), index), size)
 
     @cached_property
     def heavy(self) -> bool:

@@ -23,7 +23,7 @@ from plait.codegen.tvm.access import Access, flat_reads, source_input
 from plait.codegen.tvm.gemm import Gemm, gemm_loops
 from plait.codegen.tvm.generic import anchor_of
 from plait.codegen.tvm.loops import Parameters, arranged, prefetch, sequence, unflatten
-from plait.codegen.tvm.register_tile import loads_of
+from plait.codegen.tvm.register_tile import ask_loads, loads_of
 from plait.codegen.tvm.scalars import const
 from plait.ir import types as t
 from plait.ir.dims import is_static
@@ -180,11 +180,11 @@ def build(body: Graph, schedule: Schedule) -> Any:
         return prefetch(out.buffer, out.at(product.result_index(*at)), write=True)
 
     def ask_row(*at: PrimExpr) -> Stmt:
-        return _asked(a_load(*at), shape.batch * shape.m * shape.k)
+        return ask_loads(a_load(*at), shape.batch * shape.m * shape.k)
 
     def ask_end(b: PrimExpr, i: PrimExpr, j: PrimExpr) -> Stmt:
         finished = epilogue(tirx.Var("total", "float32"), b, i, j)
-        return sequence([_asked(finished, shape.batch * shape.m * shape.n), claim(b, i, j)])
+        return sequence([ask_loads(finished, shape.batch * shape.m * shape.n), claim(b, i, j)])
 
     results = 4 * shape.batch * shape.m * shape.n
     by_rows = packed is not None and tile.outer == "m"
@@ -194,12 +194,6 @@ def build(body: Graph, schedule: Schedule) -> Any:
                 ask_row if by_rows and shape.asks and _in_lines(a_load) else None,
                 ask_end if core().tiles_ask and results > L2_BYTES // 2 else None)  # fmt: skip
     return parameters.function([gemm_loops(gemm)])
-
-
-def _asked(value: PrimExpr, size: int) -> Stmt:
-    """Ask for the lines of what an expression loads from tensors of so many elements."""
-    loads = [load for load in loads_of(value) if int(load.source.shape[0]) == size]
-    return sequence([prefetch(load.source, load.indices[0]) for load in loads])
 
 
 def _in_lines(a_load: Callable[..., PrimExpr]) -> bool:

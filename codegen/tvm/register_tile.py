@@ -12,7 +12,7 @@ from tvm.ir import Op, TensorLoad
 
 from plait.codegen.core import core, simd
 from plait.codegen.tiles import LINE
-from plait.codegen.tvm.loops import loop, put, sequence
+from plait.codegen.tvm.loops import loop, prefetch, put, sequence
 from plait.codegen.tvm.scalars import const
 
 PrimExpr = Any
@@ -57,6 +57,12 @@ def loads_of(value: PrimExpr) -> list[Any]:
 
     tvm_ffi.structural_walk(value, (TensorLoad, visit), order="pre")
     return list(found.values())
+
+
+def ask_loads(value: PrimExpr, size: int) -> Stmt:
+    """Ask for the lines of what an expression loads from tensors of so many elements."""
+    loads = [load for load in loads_of(value) if int(load.source.shape[0]) == size]
+    return sequence([prefetch(load.source, load.indices[0]) for load in loads])
 
 
 def is_heavy(epilogue: PrimExpr) -> bool:
