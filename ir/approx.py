@@ -47,6 +47,9 @@ _ERF = (1.283791363e-1, -3.761240840e-1, 1.128095016e-1, -2.673622780e-2, 4.9501
         -5.778998602e-4)  # fmt: skip
 _ERFC_LOG2 = (-3.048640501e-4, -1.626799107, -9.194156528e-1, -1.498051286e-1, 3.200108185e-2,
               -4.374028184e-3, 2.810093865e-4)  # fmt: skip
+# log2(1 - Phi(x)) on [0, 6], Phi the normal distribution, weighted by 1 - Phi(x).
+_TAIL_LOG2 = (-9.999998808e-1, -1.151111841, -4.591452479e-1, -5.271568149e-2, 7.423759438e-3,
+              -4.449024855e-4, -4.620178515e-5, 7.525076398e-6)  # fmt: skip
 # (sin(r) - r) / r**3 in r**2 on |r| <= 1.642.
 _SIN = (-1.666665673e-1, 8.332988247e-3, -1.980365341e-4, 2.592331157e-6)
 # Below each bound on |x| (the last holds to the end): 1/pi as the sum of two doubles, less the
@@ -130,12 +133,19 @@ def erf(x: Expr) -> Expr:
     """
     small = fma(_horner(x * x, _ERF), x, x)
     size = apply("abs", x)
-    exponent = _horner(_at_most(size, 3.93), _ERFC_LOG2)
-    bias = _ROUND + 127.0
-    rounded = exponent + bias
-    fraction = _horner(exponent - (rounded - bias), _EXP2)
-    power = (rounded.bitcast(t.i32) << 23).bitcast(t.f32)
+    fraction, power = _exp2(_horner(_at_most(size, 3.93), _ERFC_LOG2))
     return select(size > 0.95, _signed(fma(-fraction, power, 1.0), x), small)
+
+
+def gelu(x: Expr) -> Expr:
+    """x Phi(x) within 1.4e-7 |x|: x or 0 less |x| (1 - Phi(|x|)), and that as |x| 2**g(|x|).
+
+    Beyond 6, where it is below 6e-9, it is 0, also at -infinity.
+    """
+    size = apply("abs", x)
+    fraction, power = _exp2(_horner(size, _TAIL_LOG2))
+    tail = select(size > 6.0, lit(0.0, t.f32), fraction * power * size)
+    return select(x > 0.0, x, lit(0.0, t.f32)) - tail
 
 
 def log(x: Expr) -> Expr:
@@ -205,6 +215,14 @@ def _split_exp(x: Expr) -> tuple[Expr, Expr]:
     bias = _ROUND + 254.0
     rounded = fma(x, _LOG2E, bias)
     return _rest(x, rounded - bias), rounded.bitcast(t.i32)
+
+
+def _exp2(x: Expr) -> tuple[Expr, Expr]:
+    """Two factors of 2**x, -126 <= x <= 127: of its fraction, within [-1/2, 1/2], and the rest."""
+    bias = _ROUND + 127.0
+    rounded = x + bias
+    power = (rounded.bitcast(t.i32) << 23).bitcast(t.f32)
+    return _horner(x - (rounded - bias), _EXP2), power
 
 
 def _rest(x: Expr, n: Expr) -> Expr:

@@ -161,12 +161,14 @@ class ConvNest:
     @property
     def far(self) -> bool:
         """Whether the output comes from the last-level cache."""
-        return is_far(self.results)
+        return self.count == self.window.positions and is_far(self.results)
 
     @property
     def results(self) -> int:
-        """Bytes of the output."""
-        return 4 * self.count * self.shape.oc
+        """Bytes of the tensor that is written; stripes may write to scratch, whose place is
+        computed, instead."""
+        kept = isinstance(self.ports.output.start, int)
+        return 4 * (self.window.positions if kept else self.count) * self.shape.oc
 
     @property
     def ragged(self) -> bool:

@@ -204,8 +204,7 @@ def _gelu(c: Call, x: Expr) -> Expr:
     if c.form == "tanh":
         inner = (x + x * x * x * 0.044715) * math.sqrt(2 / math.pi)
         return x * 0.5 * ((approx.tanh(inner) if poly else e.apply("tanh", inner)) + 1.0)
-    scaled = x * math.sqrt(0.5)
-    return x * 0.5 * ((approx.erf(scaled) if poly else e.apply("erf", scaled)) + 1.0)
+    return approx.gelu(x) if poly else x * 0.5 * (e.apply("erf", x * math.sqrt(0.5)) + 1.0)
 
 
 def _gelu_ref(c: Call, x: Any) -> Any:

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("tvm", reason="TVM comes with the compile extra")
 
-from plait.codegen.core import core
+from plait.codegen.core import AVX2, Core, core
 from plait.codegen.schedule import Schedule
 from plait.codegen.stripes import WORKSPACE_BYTES, Chain, Cut, chain_of
 from plait.codegen.tvm.target import cpu_target
@@ -176,6 +176,19 @@ def test_a_gate_for_each_channel_of_each_image_and_a_product() -> None:
     graph = b.finish([b.transpose(y, (0, 2, 3, 1))])
     for cut in (Cut(4, 8), Cut(16, 2), Cut(32, 1)):
         compare(graph, cut, normal(0, 2, 4, 4, 16))
+
+
+@both_cores
+@pytest.mark.parametrize(("size", "far"), [(400, True), (300, False)])
+def test_results_in_memory_and_what_is_added_to_them_are_asked_for(
+    core: Core, size: int, far: bool
+) -> None:
+    """Results of 10.2 and 5.8 MB; what lies in scratch is not asked for."""
+    case = Bottleneck(1, size, size, (16, 32, 16), 3)
+    _, (node,) = joined(case.graph(), Cut(1, 1))
+    script = cpu_target(1, core).build(node.attrs["body"], node.attrs["schedule"]).script()
+    assert (script.count("1, 3, 1)") > 0) == (far and core == AVX2)
+    assert script.count("1, 3, 1)") == script.count("0, 2, 1)")
 
 
 def test_the_kernel_as_text(golden: Callable[[str, str], None]) -> None:

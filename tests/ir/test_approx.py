@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.math import EXACT, F32, all_floats, as_function, compiled, exact, sample, ulp_errors
 from benchmarks.math import worst as worst_of
@@ -71,6 +72,32 @@ def test_decay_is_exp_but_for_the_least_results() -> None:
     assert np.isnan(got[np.isnan(x)]).all() and np.isnan(x).any()
     assert (got[~normal] >= 0).all() and (got[~normal] <= 2.0**-126).all()
     np.testing.assert_array_equal(got[x < -88], 0)
+
+
+GELU = 1.4e-7  # the largest error, as a part of the argument
+
+
+def gelu_errors(evaluate: Any) -> Any:
+    """Errors as parts of the argument, for arguments that are not 0."""
+    x = np.concatenate([dense(), np.linspace(-9, 9, 1 << 20, dtype=np.float32)])
+    x = x[np.isfinite(x) & (x != 0)]
+    wide = torch.from_numpy(x.astype(np.float64))
+    want = (wide * 0.5 * torch.special.erfc(-wide * 0.5**0.5)).numpy()
+    return np.abs(evaluate(x) - want) / np.maximum(np.abs(x.astype(np.float64)), 2.0**-100)
+
+
+def test_gelu_keeps_its_bound() -> None:
+    expr = approx.gelu(Load(0, (), t.f32))
+    assert gelu_errors(lambda x: evaluate_scalar(expr, (x,))).max() <= GELU
+    x = np.array([0.0, INF, -INF, NAN, -7.0, -1e30, 1e30], np.float32)
+    want = np.array([0.0, INF, 0.0, NAN, 0.0, 0.0, 1e30], np.float32)
+    np.testing.assert_array_equal(evaluate_scalar(expr, (x,)), want)
+    assert {n.fn for n in walk(expr) if isinstance(n, Apply)} <= VECTOR
+
+
+def test_compiled_gelu_keeps_its_bound() -> None:
+    pytest.importorskip("tvm", reason="TVM comes with the compile extra")
+    assert gelu_errors(as_function(compiled(approx.gelu))).max() <= GELU
 
 
 @pytest.mark.parametrize("name", NAMES)
