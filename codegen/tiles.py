@@ -25,7 +25,7 @@ ORDER = 1.02  # what the worse order of loops is taken to cost
 # Factors of time when rows of A are read again for every panel of B: from the last-level cache, or
 # from memory; and when all panels are, for every tile of rows.
 ROWS_AGAIN, PANELS_AGAIN = (1.02, 1.2), (1.05, 1.5)
-BEYOND = 0.3  # what weights beyond L2 cost where rows are asked for, as a part for each of a tile's
+BEYOND = 0.3  # of one row's time: what each L2 of weights beyond the first costs tiles that ask
 MEMORY_BYTES = 6  # from memory in a cycle
 # Rows of A, or pixels, that lie a multiple of so many bytes apart fall into one set of L1, which
 # holds as many lines as it has ways: the factor of time for tiles of more rows.

@@ -140,12 +140,12 @@ def erf(x: Expr) -> Expr:
 def gelu(x: Expr) -> Expr:
     """x Phi(x) within 1.4e-7 |x|: x or 0 less |x| (1 - Phi(|x|)), and that as |x| 2**g(|x|).
 
-    Beyond 6, where it is below 6e-9, it is 0, also at -infinity.
+    Beyond 6, where that is below 6e-9, it is 0; -infinity gives NaN, as 0 times infinity does.
     """
     size = apply("abs", x)
     fraction, power = _exp2(_horner(size, _TAIL_LOG2))
     tail = select(size > 6.0, lit(0.0, t.f32), fraction * power * size)
-    return select(x > 0.0, x, lit(0.0, t.f32)) - tail
+    return select(x > 0.0, x, x * 0.0) - tail
 
 
 def log(x: Expr) -> Expr:
