@@ -11,8 +11,9 @@ there is nothing left to contract; NaN passes through arithmetic and through the
 that a false comparison picks, never through `x != x`, which simplifiers fold; and rounding to an
 integer is the addition of 1.5 * 2**23, whose low bits then hold the integer.
 
-Coefficients are weighted minimax fits (Remez by linear programming on the residual), rounded to
-float32 one by one from the lowest degree up, refitting the others after each.
+Coefficients are weighted minimax fits (Remez by linear programming on the residual; of gelu, least
+squares whose weights grow with the residual), rounded to float32 one by one from the lowest degree
+up, refitting the others after each.
 """
 
 from __future__ import annotations

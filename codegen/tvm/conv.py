@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from tvm import tirx
@@ -18,11 +18,11 @@ from plait.codegen.conv_tiles import ConvShape, ConvTile, conv_tiles, rows_worth
 from plait.codegen.core import core, simd
 from plait.codegen.schedule import Schedule
 from plait.codegen.target import Candidate, Template
-from plait.codegen.tiles import LINE, SHARED_BYTES, ceil_div, is_far
+from plait.codegen.tiles import SHARED_BYTES, ceil_div, is_far
 from plait.codegen.tvm.access import source_input
 from plait.codegen.tvm.image import ZERO, Image, Ports, Windowed
 from plait.codegen.tvm.loops import Ahead, Memory, apart, loop, prefetch, sequence
-from plait.codegen.tvm.register_tile import LastPanel, RegisterTile, in_lines, steps_of
+from plait.codegen.tvm.register_tile import LastPanel, RegisterTile, in_lines, share_of, steps_of
 from plait.codegen.tvm.scalars import const
 from plait.ir.graph import Graph
 from plait.passes.select import Selection
@@ -78,7 +78,7 @@ class ConvNest:
             first = tirx.min(own, self.begin + self.count - self.tile.mr)
         sums = RegisterTile(self.tile.mr, self.tile.nr)
         return sequence([
-            *self._ask_epilogue(panel, first), *sums.clear(), self._sum(sums, panel, at, first),
+            self._ask_end(sums, panel, first), *sums.clear(), self._sum(sums, panel, at, first),
             *self._finish(sums, panel, first, own),
         ])  # fmt: skip
 
@@ -104,7 +104,7 @@ class ConvNest:
                         None, "kw")  # fmt: skip
 
         low, high = self._live_rows(first)
-        if self.asked:
+        if self.asking:
             return in_lines(inputs, lambda c: step(ZERO, ZERO, c),
                             lambda c: self._ask(panel, first, group + c))  # fmt: skip
         if high is None and window.kh == window.kw == 1:
@@ -116,20 +116,17 @@ class ConvNest:
         return tirx.For(var, low, high - low, tirx.ForKind.SERIAL, columns(var))
 
     @cached_property
-    def asked(self) -> int:
-        """Pixels of the next tile that a panel asks for, so that its group's panels together ask
-        for all; 0 where none are asked for."""
+    def asking(self) -> bool:
+        """Whether panels ask for the pixels of the next tile."""
         by_tiles = self.tile.order == "pos" or self.panels == 1
         whole = self.count == self.window.positions  # stripes find theirs in L2
         in_rows = self.image.steps[1] == 1  # of channels
-        asks = self.shape.asks and by_tiles and whole and in_rows
-        return ceil_div(self.tile.mr, self.panels) if asks else 0
+        return self.shape.asks and by_tiles and whole and in_rows
 
     def _ask(self, panel: PrimExpr, first: PrimExpr, channel: PrimExpr) -> Stmt:
-        """Ask for the line of a channel in those pixels."""
+        """Ask for the line of a channel in a panel's share of those pixels."""
         next_first = tirx.min(first + self.tile.mr, self.begin + self.count - self.tile.mr)
-        share = tirx.floormod(panel, self.panels) * self.asked
-        pixels = (tirx.min(share + k, self.tile.mr - 1) for k in range(self.asked))
+        pixels = share_of(self.tile.mr, self.panels, tirx.floormod(panel, self.panels))
         tap = self.image.tap(ZERO, ZERO, channel)
         return sequence([prefetch(self.image.buffer, self.image.at(next_first + m) + tap)
                          for m in pixels])  # fmt: skip
@@ -138,25 +135,23 @@ class ConvNest:
         """Asks for the lines that a row of a tile of a panel goes to."""
 
         def lines(m: PrimExpr) -> Stmt:
-            channels = self._channels(panel, simd())
-            return sequence([self.ports.claim(self.at(first + m, at)) for at in channels])
+            lanes = (const(lane, "int32") for lane in range(0, self.tile.nr, simd()))
+            places = [self.at(first + m, self._present(panel, lane)) for lane in lanes]
+            return sequence([self.ports.claim(at) for at in places])
 
         return lines
 
-    def _ask_epilogue(self, panel: PrimExpr, first: PrimExpr) -> list[Stmt]:
+    def _ask_end(self, sums: RegisterTile, panel: PrimExpr, first: PrimExpr) -> Stmt | None:
         """Ask for the lines that a tile's results go to, and for what is added to them there, in
         time for the end of its sum."""
         if not core().tiles_ask or self.results <= SHARED_BYTES:
-            return []
-        places = [self.at(first + m, channel) for m in range(self.tile.mr)
-                  for channel in self._channels(panel, LINE)]  # fmt: skip
-        return [ask(place) for place in places for ask in (self.ports.ask_added, self.ports.claim)]
+            return None
+        channel = partial(self._present, panel)
+        return sums.lines(lambda m, lane: self.ports.ask_end(self.at(first + m, channel(lane))))
 
-    def _channels(self, panel: PrimExpr, step: int) -> list[PrimExpr]:
-        """Every so manieth output channel of a panel, of those that there are."""
-        most = self.shape.oc - 1
-        lanes = (const(lane, "int32") for lane in range(0, self.tile.nr, step))
-        return [tirx.min(self._channel(panel, lane), most) for lane in lanes]
+    def _present(self, panel: PrimExpr, lane: PrimExpr) -> PrimExpr:
+        """The output channel of a lane of a panel, the last one for lanes beyond it."""
+        return tirx.min(self._channel(panel, lane), self.shape.oc - 1)
 
     @property
     def far(self) -> bool:

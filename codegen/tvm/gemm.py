@@ -15,13 +15,14 @@ from typing import Any, Literal
 from tvm import tirx
 
 from plait.codegen.core import simd
-from plait.codegen.tiles import LINE, GemmShape, Tile, ceil_div
+from plait.codegen.tiles import GemmShape, Tile, ceil_div
 from plait.codegen.tvm.loops import Ahead, loop, put, sequence, unflatten
 from plait.codegen.tvm.register_tile import (
     LastPanel,
     RegisterTile,
     in_lines,
     is_heavy,
+    share_of,
     steps_of,
 )
 from plait.codegen.tvm.scalars import const
@@ -158,7 +159,7 @@ class _Nest:
                     ask = (self._following(first, count, c, q), p)
                     load = self._load(const(0, "int32"), panel)
                     return sequence([
-                        self._ask_end(const(0, "int32"), row, panel) if ends else None,
+                        self._ask_end(sums, const(0, "int32"), row, panel) if ends else None,
                         *(sums.clear() if begins else sums.resume(kept, at)),
                         self._sum(sums, const(0, "int32"), row, load, ask, c * self.steps,
                                   panel if ends else None),
@@ -227,7 +228,7 @@ class _Nest:
         """A register tile from zero to its results."""
         sums = RegisterTile(self.tile.mr, self.tile.nr)
         total = self._sum(sums, b, row, load, ask, const(0, "int32"), panel)
-        asked = self._ask_end(b, row, panel)
+        asked = self._ask_end(sums, b, row, panel)
         return sequence([asked, *sums.clear(), total, *self._finish(sums, b, row, panel)])
 
     def _sum(
@@ -255,21 +256,20 @@ class _Nest:
 
     def _ask_rows(self, b: PrimExpr, row: PrimExpr, panel: PrimExpr | None, k: PrimExpr) -> Stmt:
         """Ask for a line of this panel's share of the rows of the next tile."""
-        gemm, most = self.gemm, self.tile.mr - 1
+        gemm = self.gemm
         assert gemm.ask_row is not None and panel is not None
         begin = self._first(tirx.min(row + 1, gemm.row_tiles - 1))
-        share = ceil_div(self.tile.mr, gemm.panels)
-        rows = [tirx.min(panel * share + m, most) for m in range(share)]
+        rows = share_of(self.tile.mr, gemm.panels, panel)
         return sequence([gemm.ask_row(b, begin + m, k) for m in rows])
 
-    def _ask_end(self, b: PrimExpr, row: PrimExpr, panel: PrimExpr) -> Stmt | None:
+    def _ask_end(
+        self, sums: RegisterTile, b: PrimExpr, row: PrimExpr, panel: PrimExpr
+    ) -> Stmt | None:
         """Ask for all lines of what a tile ends with."""
         ask, begin = self.gemm.ask_end, self._first(row)
         if ask is None or self.steps > SOON:
             return None
-        columns = self._columns(panel, LINE)
-        return sequence([ask(b, begin + m, column)
-                         for m in range(self.tile.mr) for column in columns])  # fmt: skip
+        return sums.lines(lambda m, lane: ask(b, begin + m, self._column(panel, lane)))
 
     def _first(self, row: PrimExpr) -> PrimExpr:
         """The first row of a tile: of one that reaches beyond the last row, a few earlier."""
@@ -283,14 +283,13 @@ class _Nest:
         claim = self.gemm.claim
         if claim is None or panel is None:
             return None
-        columns = self._columns(panel, simd())
+        columns = [self._column(panel, lane) for lane in range(0, self.tile.nr, simd())]
         return lambda m: sequence([claim(b, begin + m, column) for column in columns])
 
-    def _columns(self, panel: PrimExpr, step: int) -> list[PrimExpr]:
-        """Every so manieth column of a panel, of those that there are."""
-        columns = [panel * self.tile.nr + lane for lane in range(0, self.tile.nr, step)]
-        most = self.shape.n - 1
-        return [tirx.min(at, most) for at in columns] if self.gemm.ragged_columns else columns
+    def _column(self, panel: PrimExpr, lane: PrimExpr | int) -> PrimExpr:
+        """The column of a lane of a panel, the last one for lanes beyond it."""
+        column = panel * self.tile.nr + lane
+        return tirx.min(column, self.shape.n - 1) if self.gemm.ragged_columns else column
 
     def _finish(
         self, sums: RegisterTile, b: PrimExpr, row: PrimExpr, panel: PrimExpr

@@ -183,10 +183,11 @@ class Ports:
         """Ask for the line that an element of the output is to be stored to."""
         return prefetch(self.output.buffer, self.output.at(index), write=True)
 
-    def ask_added(self, index: Sequence[PrimExpr]) -> Stmt:
-        """Ask for the lines of what the epilogue reads beside an element of the output."""
+    def ask_end(self, index: Sequence[PrimExpr]) -> Stmt:
+        """Ask for the lines of an element of the output and of what its epilogue reads."""
         size = math.prod(self.windowed.node.types[0].static("TVM code generation"))
-        return ask_loads(self.finished(tirx.Var("total", "float32"), index), size)
+        finished = self.finished(tirx.Var("total", "float32"), index)
+        return sequence([ask_loads(finished, size), self.claim(index)])
 
     @cached_property
     def heavy(self) -> bool:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
-from tvm.sym import Analyzer
 
 from plait.codegen.core import core
 from plait.codegen.schedule import Schedule
@@ -179,28 +178,28 @@ def build(body: Graph, schedule: Schedule) -> Any:
     def claim(*at: PrimExpr) -> Stmt:
         return prefetch(out.buffer, out.at(product.result_index(*at)), write=True)
 
+    results = shape.batch * shape.m * shape.n
+
     def ask_row(*at: PrimExpr) -> Stmt:
         return ask_loads(a_load(*at), shape.batch * shape.m * shape.k)
 
-    def ask_end(b: PrimExpr, i: PrimExpr, j: PrimExpr) -> Stmt:
-        finished = epilogue(tirx.Var("total", "float32"), b, i, j)
-        return sequence([ask_loads(finished, shape.batch * shape.m * shape.n), claim(b, i, j)])
+    def ask_end(*at: PrimExpr) -> Stmt:
+        finished = epilogue(tirx.Var("total", "float32"), *at)
+        return sequence([ask_loads(finished, results), claim(*at)])
 
-    results = 4 * shape.batch * shape.m * shape.n
-    by_rows = packed is not None and tile.outer == "m"
+    by_rows = packed is not None and tile.outer == "m" and shape.asks and _in_lines(a_load)
     gemm = Gemm(shape, tile, a_load, b_load, epilogue, store,
                 rhs if rhs in ("packed", "rows") else "any", panels,  # type: ignore[arg-type]
-                claim if is_far(results) else None,
-                ask_row if by_rows and shape.asks and _in_lines(a_load) else None,
-                ask_end if core().tiles_ask and results > L2_BYTES // 2 else None)  # fmt: skip
+                claim if is_far(4 * results) else None,
+                ask_row if by_rows else None,
+                ask_end if core().tiles_ask and 4 * results > L2_BYTES // 2 else None)  # fmt: skip
     return parameters.function([gemm_loops(gemm)])
 
 
 def _in_lines(a_load: Callable[..., PrimExpr]) -> bool:
     """Whether terms of a row that are neighbours lie side by side, a line of them at least."""
     zero, last = const(0, "int32"), const(LINE - 1, "int32")
-    ends = [loads_of(a_load(zero, zero, k)) for k in (zero, last)]
-    places = [[Analyzer().simplify(load.indices[0]) for load in loads] for loads in ends]
+    places = [[load.indices[0] for load in loads_of(a_load(zero, zero, k))] for k in (zero, last)]
     fixed = all(isinstance(at, tirx.IntImm) for found in places for at in found)
     return fixed and [int(at) + LINE - 1 for at in places[0]] == [int(at) for at in places[1]]
 

@@ -11,7 +11,7 @@ from tvm import tirx
 from tvm.ir import Op, TensorLoad
 
 from plait.codegen.core import core, simd
-from plait.codegen.tiles import LINE
+from plait.codegen.tiles import LINE, ceil_div
 from plait.codegen.tvm.loops import loop, prefetch, put, sequence
 from plait.codegen.tvm.scalars import const
 
@@ -63,6 +63,12 @@ def ask_loads(value: PrimExpr, size: int) -> Stmt:
     """Ask for the lines of what an expression loads from tensors of so many elements."""
     loads = [load for load in loads_of(value) if int(load.source.shape[0]) == size]
     return sequence([prefetch(load.source, load.indices[0]) for load in loads])
+
+
+def share_of(rows: int, panels: int, panel: PrimExpr) -> list[PrimExpr]:
+    """Which of a tile's rows a panel asks for, so that all panels ask for all."""
+    each = ceil_div(rows, panels)
+    return [tirx.min(panel * each + k, rows - 1) for k in range(each)]
 
 
 def is_heavy(epilogue: PrimExpr) -> bool:
@@ -133,6 +139,15 @@ class RegisterTile:
                 vectorized(lanes, lambda q, k=k: stmt(m * self.width + k + q, m, k + q))
                 for k, lanes in lanes_of(self.width)
             ])  # fmt: skip
+
+        return loop(self.rows, row, UNROLLED, "m")
+
+    def lines(self, stmt: Callable[[PrimExpr, PrimExpr], Stmt]) -> Stmt:
+        """`stmt(row, lane)` for the first of every line of sums."""
+
+        def row(m: PrimExpr) -> Stmt:
+            count = ceil_div(self.width, LINE)
+            return loop(count, lambda c: stmt(m, c * LINE), UNROLLED, "c")
 
         return loop(self.rows, row, UNROLLED, "m")
 

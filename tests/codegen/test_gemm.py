@@ -363,10 +363,13 @@ def test_what_a_tile_ends_with_is_asked_for_where_it_is_far_but_not_long_ahead(
     """Results of 300 and 200 KiB."""
     code, nr = script(product(rows, 256, k, residual), core, mr=4, outer="n")
     asks = core == AVX2 and rows == 300 and k == 72
-    lines = 4 * ceil_div(nr, LINE) if asks else 0
-    assert code.count(WRITTEN) == lines
-    panels = int(k == 1600)  # of weights beyond L2 are asked for in any case
-    assert code.count(READ) == (lines if residual else 0) + panels
+    assert code.count(WRITTEN) == asks
+    panels = k == 1600  # of weights beyond L2 are asked for in any case
+    assert code.count(READ) == (asks and residual) + panels
+    if asks:
+        _, begin, asked = code.partition("for m in T.unroll(4):")
+        assert begin and asked.index(WRITTEN) < asked.index("T.vectorized")
+        assert (f"for c in T.unroll({ceil_div(nr, LINE)}):" in code) == (nr > LINE)
 
 
 @pytest.mark.parametrize("residual", [False, True])

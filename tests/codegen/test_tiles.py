@@ -72,11 +72,9 @@ def test_tiles_ask_for_rows_where_these_come_from_beyond_l2_and_weights_do_not(
     core: Core, m: int, n: int, k: int, asks: bool
 ) -> None:
     shape = GemmShape(1, m, n, k)
-    with making_for(core):
-        assert shape.asks == (asks and core == AVX2)
-        chosen = [choose_tile(shape, threads) for threads in (1, 2)]
+    assert shape.asks == (asks and core == AVX2)
     if shape.asks:
-        assert {tile.outer for tile in chosen} == {"m"}
+        assert {choose_tile(shape, threads).outer for threads in (1, 2)} == {"m"}
 
 
 @pytest.mark.parametrize(("tiles", "least"), [(375, 9), (1, 1), (3, 7), (3000, 71), (10, 0)])
