@@ -73,9 +73,8 @@ class WindowShape:
 
     @property
     def asks(self) -> bool:
-        """Whether rows are worth asking for while the windows above them are computed: those are
-        not all, and the images are large."""
-        return self.oh > 1 and 4 * self.n * self.h * self.w * self.c > core().asked_beyond
+        """Whether images are so large that they are worth asking for."""
+        return 4 * self.n * self.h * self.w * self.c > core().asked_beyond
 
     @property
     def pointwise(self) -> bool:

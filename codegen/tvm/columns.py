@@ -9,12 +9,14 @@ from typing import Any
 
 from tvm import tirx
 
-from plait.codegen.core import simd
+from plait.codegen.core import core, simd
+from plait.codegen.tiles import LINE
 from plait.codegen.tvm.loops import (
     LEAST,
     PARALLEL_WORK,
     Flat,
     across,
+    along,
     combine,
     fill,
     loop,
@@ -23,6 +25,7 @@ from plait.codegen.tvm.loops import (
     unflatten,
 )
 from plait.codegen.tvm.nest import Nest, Phases, Read
+from plait.codegen.tvm.register_tile import ask_loads
 from plait.codegen.tvm.scalars import const, tir_dtype
 from plait.ir import expr as e
 from plait.ir import types as t
@@ -30,7 +33,10 @@ from plait.ir import types as t
 PrimExpr = Any
 Stmt = Any
 CHEAP = 8  # operations an element
-MANY_VECTORS = 16  # of columns, which memory delivers in one piece
+MANY_VECTORS = 16  # of columns, whose accumulators are all that registers hold
+MOST_COLUMNS = 4096  # whose accumulators lie in L1
+PART = 4 * LINE  # elements of a row that are asked for at once
+AHEAD = 16 * LINE  # elements of a row between what is asked for and what is read
 MANY_TILES = 16  # so many that one more or less for a thread is little
 
 
@@ -51,7 +57,12 @@ class Columns(Phases):
     def lanes(self, stmt: Callable[[PrimExpr], Stmt]) -> Stmt:
         if self.width == 1:
             return stmt(const(0, "int32"))
-        return across(self.width, stmt)
+        return (along if self.whole else across)(self.width, stmt)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the tile is whole rows that come from memory: more than registers hold."""
+        return self.width > MANY_VECTORS * simd()
 
     def over(self, stmt: Callable[[list[PrimExpr], PrimExpr], Stmt]) -> Stmt:
         return loop(
@@ -60,6 +71,23 @@ class Columns(Phases):
             None,
             "r",
         )
+
+    def streamed(
+        self, stmt: Callable[[list[PrimExpr], PrimExpr], Stmt], sources: Sequence[int]
+    ) -> Stmt:
+        """As `over`, for whole rows: they are asked for `AHEAD`, and so are one stream."""
+        full = math.prod(self.n.space.shape)
+
+        def part(p: PrimExpr, c: PrimExpr) -> Stmt:
+            reduced, first = unflatten(p, self.extents), c * PART
+            ahead = [self.index(reduced, first + k + AHEAD) for k in range(0, PART, LINE)]
+            asks = [ask_loads(self.n.element(v, at), full) for at in ahead for v in sources]
+            return sequence([*asks, across(PART, lambda q: stmt(reduced, first + q))])
+
+        def row(p: PrimExpr) -> Stmt:
+            return loop(self.width // PART, partial(part, p), None, "c")
+
+        return loop(math.prod(self.extents), row, None, "r")
 
     def reduce(self, level: int) -> list[Stmt]:
         before: list[Stmt] = []
@@ -80,7 +108,8 @@ class Columns(Phases):
                 stmts.append(put(acc, lane, total))
             return sequence(stmts)
 
-        loops = self.over(step)
+        sources = [source for source, _, _ in updates.values()]
+        loops = self.streamed(step, sources) if self.whole else self.over(step)
         for v, (_, _, acc) in updates.items():
             self.n.keep(v, self._lane_reader(acc, v))
         return [*before, loops]
@@ -122,16 +151,22 @@ class Columns(Phases):
 
 
 def _widths(nest: Nest, rows: int, columns: int) -> list[int]:
-    """Columns that are reduced together: many or four vectors, one, and single ones for the tail.
+    """Columns that are reduced together: all, many or four vectors, one, and single ones for the
+    tail.
 
-    Many where a level is one cheap reduction, whose accumulators are all that registers hold,
-    where enough tiles are left to share among threads, and where that adds no second loop.
+    All or many where a level is one cheap reduction, where enough tiles are left to share among
+    threads, and where that adds no second loop: all if they come from memory, which delivers whole
+    rows faster than pieces of them, else as many as registers hold accumulators for.
     """
     wide = MANY_VECTORS * simd()
     levels = [nest.reductions(k + 1) for k in range(nest.depth)]
     lean = nest.cost <= CHEAP and all(
         len(level) == 1 and nest.reduction(level[0])[2] == t.f32 for level in levels
     )
+    far = 4 * math.prod(nest.space.shape) > core().asked_beyond
+    all_of_them = wide < columns <= MOST_COLUMNS and columns % PART == 0
+    if lean and far and all_of_them and rows >= MANY_TILES:
+        return [columns]
     whole = columns % wide == 0 or columns % (4 * simd()) != 0
     many = [wide] if lean and whole and rows * (columns // wide) >= MANY_TILES else []
     return [*many, 4 * simd(), simd(), *([LEAST] if simd() > LEAST else []), 1]

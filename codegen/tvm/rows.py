@@ -9,7 +9,7 @@ from typing import Any
 
 from tvm import tirx
 
-from plait.codegen.core import simd
+from plait.codegen.core import core, simd
 from plait.codegen.tiles import ceil_div
 from plait.codegen.tvm.loops import (
     LEAST,
@@ -145,15 +145,20 @@ class Rows(Phases):
         return loop(math.prod(self.outer), inside, None, "o")
 
     def _ask(self, outer: list[PrimExpr], base: PrimExpr) -> list[Stmt]:
-        """Ask for what a block of vectors from `base` is in the row ahead."""
+        """Ask for what a block of vectors from `base` is in the row ahead, and for the lines that
+        results go to if those are beyond the caches."""
+        parameters, space = self.n.parameters, self.n.space
+        asked = [(f, False) for f in parameters.inputs]
+        if 4 * math.prod(space.shape) > core().asked_beyond:
+            asked += [(f, True) for f in parameters.outputs]
         stmts: list[Stmt] = []
-        for f in self.n.parameters.inputs:
-            if f.type.shape == self.n.space.shape and f.steps[self.reduced[-1]] == 1:
+        for f, write in asked:
+            if f.type.shape == space.shape and f.steps[self.reduced[-1]] == 1:
                 line = LINE_BYTES // f.type.dtype.itemsize
                 for at in range(0, UNROLL * simd(), line):
                     point = arranged([*self.ahead, *self.reduced],
                                      [*self.ahead.values(), *outer, base + at])  # fmt: skip
-                    stmts.append(prefetch(f.buffer, f.at(point)))
+                    stmts.append(prefetch(f.buffer, f.at(point), write))
         return stmts
 
     def _lent(self, level: int, kept: Sequence[int]) -> dict[int, Flat]:

@@ -17,7 +17,7 @@ from plait.codegen.conv_tiles import WindowShape, WindowTile, window_tiles
 from plait.codegen.core import simd
 from plait.codegen.schedule import Schedule
 from plait.codegen.target import Candidate, Template
-from plait.codegen.tiles import LINE
+from plait.codegen.tiles import LINE, ceil_div
 from plait.codegen.tvm.access import source_input
 from plait.codegen.tvm.image import ZERO, Ports, Windowed
 from plait.codegen.tvm.loops import Memory, apart, loop, prefetch, sequence
@@ -30,6 +30,7 @@ from plait.passes.select import Selection
 
 PrimExpr = Any
 Stmt = Any
+AHEAD = 16 * LINE  # elements of a row between what is asked for and what is read
 
 
 @dataclass(frozen=True)
@@ -187,24 +188,30 @@ class Tile:
         return tirx.For(var, low, high - low, tirx.ForKind.SERIAL, self._taps(var, top))
 
     def _ask(self) -> Stmt:
-        """Ask for what the windows below read here and these do not."""
+        """Ask for what no tile above or before reads, a little ahead.
+
+        Each row of the image is one stream, in whatever turns tiles read its pixels and channels:
+        memory delivers streams faster than pieces.
+        """
         s, (n, _, h, w) = self.nest.shape, self.nest.steps
-        down, right = s.stride
-        new = range(down, 0, -s.dilation[0])[: s.kh]
-        last = self.i * down - s.low[0] + (s.kh - 1) * s.dilation[0]
-        left = self.first * right - min(s.low[1], 0)
-        data, start = self.nest.ports.data, self.b * n + self.c + self.nest.ports.data_start
+        (down, right), width = s.stride, s.c // self.nest.tile.chunks
+        bottom = self.i * down - s.low[0] + (s.kh - 1) * s.dilation[0]
+        column = self.first * right - s.low[1] + (s.kw - 1) * s.dilation[1] + 1 - right
+        inside, pixels = tirx.floormod(self.c, width), self.columns.size * right
+        place = column * width + inside * pixels + AHEAD
+        if w != width:
+            place = tirx.floordiv(place, width) * w + tirx.floormod(place, width)
+        lines = ceil_div(pixels * self.width, LINE)
+        image = self.b * n + (self.c - inside) + self.nest.ports.data_start
+        last = (s.h - 1) * h + (s.w - 1) * w + width - lines * LINE
 
-        def inside(at: PrimExpr, size: int) -> PrimExpr:
-            return tirx.max(tirx.min(at, size - 1), 0)
+        def row(up: int) -> Stmt:
+            at = image + tirx.max(tirx.min((bottom - up) * h + place, last), 0)
+            first = tirx.Var("at", "int32")
+            asks = [prefetch(self.nest.ports.data, first + k * LINE) for k in range(lines)]
+            return sequence([tirx.Bind(first, at), *asks])
 
-        def pixel(k: PrimExpr) -> Stmt:
-            column = inside(left + k, s.w)
-            rows = [inside(last + r, s.h) for r in new]
-            return sequence([prefetch(data, start + row * h + column * w + line)
-                             for row in rows for line in range(0, self.width, LINE)])  # fmt: skip
-
-        return loop(self.columns.size * right, pixel, UNROLLED, "ask")
+        return sequence([row(up) for up in range(0, down, s.dilation[0])[: s.kh]])
 
     def _taps(self, r: PrimExpr, top: PrimExpr) -> Stmt:
         """The taps of one kernel row."""

@@ -147,6 +147,7 @@ def _column_cases() -> Iterator[Case]:
     image = of(t.f32, 2, 19, 3, 5, layout=(0, 2, 3, 1))
     yield Case("columns of an image", lambda b, x: total(b, x, (2, 3)) * 0.1, (image,))
     yield Case("columns wide", lambda b, x: total(b, x, (1,)), ((8, 5, 600),))
+    yield Case("columns from memory", lambda b, x: total(b, x, (1,)) * 0.5, ((20, 331, 320),))
     yield Case("columns empty", lambda b, x: total(b, x, (0,)), ((0, 9),))
 
 
@@ -376,6 +377,22 @@ def test_a_nest_refuses_reductions_that_drop_their_dimensions() -> None:
     body = build(lambda b, x: b.emit("reduce_sum", x, axes=(0,), keepdims=False), (4, 4))
     with pytest.raises(Unsupported, match="a reduction in a loop nest keeps its dimensions"):
         build_nest(body)
+
+
+@pytest.mark.parametrize(("images", "asks"), [(10, False), (40, True)])
+def test_columns_are_whole_rows_that_are_asked_for_where_they_come_from_memory(
+    images: int, asks: bool
+) -> None:
+    """Images of 0.4 MB each."""
+    made = build_nest(build(lambda b, x: total(b, x, (1,)), (images, 196, 512))).script()
+    assert ("llvm.prefetch" in made) == ("T.alloc_buffer((512,))" in made) == asks
+
+
+@pytest.mark.parametrize(("rows", "asked"), [(512, 2), (4096, 4)], ids=["near", "from memory"])
+def test_rows_ask_for_where_results_go_in_memory(rows: int, asked: int) -> None:
+    """Lines of a block of vectors in the next row: of the operand, and of the result."""
+    made = build_nest(build(softmax, (rows, 768))).script()
+    assert made.count("llvm.prefetch") == asked
 
 
 def test_which_dimension_is_innermost_decides() -> None:

@@ -51,9 +51,9 @@ WINDOWS: list[tuple[Pair, Pair, Pair, Pair, Pair, Pair]] = [
     ((1, 16, 30), (3,), (2,), (0,), (1,), (2,)),
     ((1, 40, 7, 7), (7, 7), (1, 1), (0, 0), (0, 0), (1, 1)),
     ((1, 3, 12, 12), (3, 3), (2, 2), (0, 0), (1, 1), (1, 1)),
-    # Beyond L2: rows are asked for ahead.
-    ((3, 56, 61, 57), (3, 3), (2, 1), (1, 1), (0, 1), (1, 1)),
-    ((1, 40, 120, 119), (2, 3), (1, 2), (-1, 0), (0, -1), (2, 1)),
+    # Beyond 8 MB: images are asked for ahead.
+    ((3, 56, 122, 113), (3, 3), (2, 1), (1, 1), (0, 1), (1, 1)),
+    ((1, 40, 240, 239), (2, 3), (1, 2), (-1, 0), (0, -1), (2, 1)),
 ]
 
 
@@ -103,7 +103,7 @@ def test_max_pool_keeps_nan() -> None:
 
 @both_cores
 @pytest.mark.parametrize(("rows", "cores"), [(17, []), (65, [AVX512]), (220, [AVX2, AVX512])])
-def test_rows_are_asked_for_where_the_core_gains_by_it(
+def test_images_are_asked_for_where_the_core_gains_by_it(
     core: Core, rows: int, cores: list[Core]
 ) -> None:
     """Images of 0.7, 2.7 and 9 MB."""
