@@ -19,7 +19,7 @@ from typing import Any
 
 import tvm
 import tvm_ffi
-from tvm import tirx
+from tvm import s_tir, tirx
 from tvm.target import codegen as llvm
 
 from plait.codegen.cpu import CpuTarget, checked_features, host_features
@@ -32,10 +32,6 @@ STACK_BYTES = 4096  # smaller buffers lie on the stack, or in registers: 32 hold
 MAIN_OPT_LEVEL = 0  # a main is straight-line calls: at level 3 LLVM takes five times as long
 
 
-# An attribute of PrimFuncs that are loops over flat buffers already, and hold no blocks.
-FLAT = "plait.flat"
-# What TVM does to get there: half of a large kernel's compile time, and it would change nothing.
-_FLATTENING = ("s_tir.CompactBufferAllocation", "tirx.FlattenBuffer")
 _PIPELINE = "plait"
 _FINAL_CONVENTION = 1  # tvm.ir.CallingConv.C_PACKED_FUNC
 
@@ -143,17 +139,9 @@ def assembly(func: Any, symbol: str, target: CpuTarget) -> str:
     return str(_build({symbol: named}, target).inspect_source("asm"))
 
 
-def pass_context(flat: bool) -> Any:
-    """The context in which TVM lowers kernels, `flat` ones without what would change nothing."""
-    # Storage rewriting would hoist scratch out of loops, to where its device has no name.
-    config = {"tirx.disable_storage_rewrite": True}
-    return tvm.transform.PassContext(config=config, disabled_pass=list(_FLATTENING) if flat else [])
-
-
 def _build(functions: Mapping[str, Any], target: CpuTarget, opt_level: int = 3) -> Any:
-    with pass_context(all(FLAT in func.attrs for func in functions.values())):
-        module = tvm.IRModule(dict(functions))
-        return tirx.build(module, target=tvm_target(target, opt_level), pipeline=_PIPELINE)
+    module = tvm.IRModule(dict(functions))
+    return tirx.build(module, target=tvm_target(target, opt_level), pipeline=_PIPELINE)
 
 
 def buffer_bytes(buffer: Any) -> int:
@@ -176,13 +164,34 @@ def _keep_small_on_stack(func: Any, module: Any, context: Any) -> Any:
 
 
 def _pipeline() -> tuple[Any, ...]:
-    """TVM's own pipeline, with small buffers on the stack."""
-    lower, host, device = tirx.get_tir_pipeline("default")
+    """What is left to do for loops over flat buffers, which hold no blocks.
+
+    TVM's own pipeline has passes for blocks, devices and groups of threads too, an eighth of what
+    kernels take to compile and more than half of a main's, which change nothing here.  Indices are
+    simplified before lanes become constants, before what is left is repeated for each round of a
+    loop, and once the rounds' numbers stand in them.
+    """
+    _, host, device = tirx.get_tir_pipeline("default")
+    schedule, lower = s_tir.transform, tirx.transform
+    passes = [
+        schedule.CanonicalizeLoop(),
+        schedule.StmtSimplify(),
+        schedule.LowerOpaqueBlock(),
+        lower.VectorizeLoop(),
+        lower.StmtSimplify(),
+        lower.UnrollLoop(),
+        schedule.RenormalizeSplitPattern(),
+        lower.StmtSimplify(),
+        schedule.RewriteUnsafeSelect(),
+        lower.CommonSubexprElim(),
+        lower.AnnotateEntryFunc(),
+        lower.MakePackedAPI(),
+    ]
 
     def finish() -> Any:
         return tvm.transform.Sequential([_keep_small_on_stack, host()])
 
-    return lower, finish, device
+    return tvm.transform.Sequential(passes), finish, device
 
 
 tirx.register_tir_pipeline(_PIPELINE, _pipeline)

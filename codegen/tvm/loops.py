@@ -12,7 +12,6 @@ from tvm import tirx
 
 from plait.codegen.core import simd
 from plait.codegen.tiles import L2_BYTES, ceil_div
-from plait.codegen.tvm.build import FLAT
 from plait.codegen.tvm.scalars import FUNCTIONS, const, dtype_of, tir_dtype
 from plait.ir import types as t
 from plait.ir.dims import Dim
@@ -164,8 +163,7 @@ class Parameters:
 
 def kernel(buffers: Sequence[Any], stmts: Sequence[Stmt]) -> Any:
     """The PrimFunc of statements over flat buffers."""
-    func = tirx.PrimFunc(buffers, sequence(stmts)).with_attr("s_tir", True)
-    return func.with_attr(FLAT, True)
+    return tirx.PrimFunc(buffers, sequence(stmts)).with_attr("s_tir", True)
 
 
 def as_stored(value: PrimExpr, dtype: t.DType) -> PrimExpr:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+import tvm
+from tvm import tirx
 from tvm.script import tirx as T
+from tvm.tirx.compilation_pipeline import PIPELINE_MAP
 
 from plait.codegen.cpu import host_features
 from plait.codegen.plan import Call, Code, Copy, ModulePlan, PointerArg, TensorSpec
 from plait.codegen.tvm.build import (
-    FLAT,
     KernelJob,
     assembly,
     compile_kernel,
@@ -20,12 +23,13 @@ from plait.codegen.tvm.build import (
     host_target,
     named_target,
 )
-from plait.codegen.tvm.loopnest import build_nest
 from plait.codegen.tvm.main_func import compile_main
 from plait.codegen.tvm.pointers import over_pointers
+from plait.codegen.tvm.target import cpu_target
 from plait.ir import types as t
 from plait.ir.builder import Builder
 from plait.ir.errors import CompileFailure, UnknownName
+from plait.ir.graph import Graph
 from plait.ir.types import TensorType
 from plait.runtime.executor import CompiledModel
 from plait.runtime.loader import Library
@@ -106,14 +110,39 @@ def test_a_kernel_compiles_to_the_same_bytes() -> None:
     assert first == second
 
 
-def test_passes_that_flat_kernels_skip_change_nothing() -> None:
+def pool_of_images() -> Graph:
+    """Windows with borders, whose last columns and channels fill no tile."""
     b = Builder()
-    x, y = (b.input(TensorType(t.f32, (6, 29))) for _ in range(2))
-    func = over_pointers(build_nest(b.finish([b.emit("relu", x * y)])))
-    assert FLAT in func.attrs
-    both = (func, func.without_attr(FLAT))
-    lean, whole = (compile_kernel(f, "k_flat", host_target()) for f in both)
-    assert lean == whole
+    x = b.input(TensorType(t.f32, (2, 21, 9, 11), (0, 2, 3, 1)))
+    around, steps = {"low": (1, 1), "high": (1, 1), "dilation": (1, 1)}, {"stride": (2, 2)}
+    return b.finish([b.emit("max_pool", x, window=(3, 3), **steps, **around)])
+
+
+def product_and_gelu() -> Graph:
+    b = Builder()
+    x, w = (b.input(TensorType(t.f32, shape)) for shape in ((37, 40), (40, 50)))
+    y = b.emit("dot_general", x, w, lhs_contract=(1,), rhs_contract=(0,))
+    return b.finish([b.emit("gelu", y, form="none")])
+
+
+def sums_of_rows() -> Graph:
+    b = Builder()
+    x = b.input(TensorType(t.f32, (6, 29)))
+    return b.finish([b.emit("reduce_sum", b.emit("exp", x), axes=(1,), keepdims=True)])
+
+
+@pytest.mark.parametrize("make", [pool_of_images, product_and_gelu, sums_of_rows])
+def test_passes_that_are_left_out_change_nothing(
+    make: Callable[[], Graph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body, target = make(), cpu_target()
+    func = over_pointers(target.build(body, target.select(body, (False,) * 2).schedule))
+    lean = compile_kernel(func, "k_flat", host_target())
+    whole, _, device = tirx.get_tir_pipeline("default")
+    _, finish, _ = tirx.get_tir_pipeline("plait")
+    monkeypatch.setitem(PIPELINE_MAP, "plait", lambda: (whole, finish, device))
+    with tvm.transform.PassContext(config={"tirx.disable_storage_rewrite": True}):
+        assert compile_kernel(func, "k_flat", host_target()) == lean
 
 
 def test_a_refused_kernel_is_named_with_its_script() -> None:

@@ -13,7 +13,7 @@ from tvm import tirx
 
 from plait.codegen.plan import align
 from plait.codegen.tvm.blocks import ZERO, scratch
-from plait.codegen.tvm.build import FLAT, STACK_BYTES
+from plait.codegen.tvm.build import STACK_BYTES
 from plait.codegen.tvm.loops import flat, loop, put, sequence
 from plait.codegen.tvm.target import cpu_target
 from plait.codegen.tvm.workspace import POOL_BYTES, Workspace, workspace
@@ -41,7 +41,7 @@ def test_what_is_held_at_once() -> None:
 
     parallel = loop(4, part, tirx.ForKind.PARALLEL)
     body = sequence([tirx.AllocBuffer(shared), put(shared, 0, ZERO), parallel])
-    func = tirx.PrimFunc([y], body).with_attr("s_tir", True).with_attr(FLAT, True)
+    func = tirx.PrimFunc([y], body).with_attr("s_tir", True)
     found = workspace(func)
     in_pages = [align(4 * n, POOL_BYTES) for n in sizes]
     assert found == Workspace(in_pages[0], in_pages[1] + in_pages[3])

@@ -23,6 +23,25 @@ open_tvm()
 """
 
 
+LATER = """
+import sys
+from plait.runtime.opening import open_tvm
+open_tvm()
+later = [name for name in ("tvm.relax", "tvm.s_tir.dlight") if name in sys.modules]
+import tvm
+assert not hasattr(tvm, "none_such") and not hasattr(tvm.s_tir, "none_such")
+from tvm.s_tir import dlight, meta_schedule
+import tvm.s_tir.dlight.gpu
+print(later, tvm.relax.Function.__name__, dlight is tvm.s_tir.dlight, dlight.gpu.Matmul.__name__)
+"""
+
+
+def test_packages_that_compiling_does_not_use_are_imported_when_somebody_asks() -> None:
+    command = [sys.executable, "-c", LATER]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[] Function True Matmul"
+
+
 @pytest.mark.parametrize(
     ("given", "printed"), [(None, "False None"), ("1", "True 1"), ("0", "False 0")]
 )
