@@ -32,6 +32,8 @@ class Core:
         much of the weights' first way; of later ones, asked for ahead of time, a quarter; but all
         of it where filtered convolutions read panels of many planes in turn.
     doubt: estimates of products that differ by less, as a part of them, say nothing.
+    kept_bytes: of scratch that is written and then read which the last-level cache, shared with
+        others, keeps; more passes through memory.
     held_bytes: the largest panel of weights of a convolution that L2 keeps from one tile to the
         next, beside its images: all of 512 KiB where they pass quickly, 5/8 of 1 MiB.
     claimed: steps for each row of a register tile, at the end of its sum, in which the lines that
@@ -54,6 +56,7 @@ class Core:
     deep: float = 0.0
     exposed: float = 0.0
     doubt: float = 0.0
+    kept_bytes: int = 16 << 20
     held_bytes: int = 512 * 1024
     claimed: int = 0
     tiles_ask: bool = False
@@ -61,7 +64,7 @@ class Core:
 
 # Fitted to AMD Milan, where the caches keep up, and to Intel Cascade Lake, where they do not.
 AVX2: Final = Core(lanes=8, registers=16, most_rows=7, addressed_rows=6, far_bytes=64,
-                   memory_bytes=5.0, asked=(6.0, 14.0), asked_beyond=8 << 20,
+                   memory_bytes=5.0, asked=(6.0, 14.0), asked_beyond=8 << 20, kept_bytes=4 << 20,
                    tiles_ask=True)  # fmt: skip
 AVX512: Final = Core(lanes=16, registers=32, most_rows=10, addressed_rows=14, far_bytes=9,
                      memory_bytes=7.5, l2_cycles=2.2, line_cycles=0.4, row_cycles=0.05, deep=0.45,

@@ -104,7 +104,8 @@ def winograd_cycles(shape: ConvShape, tile: WinogradTile, threads: int) -> float
     again = FROM_L3 if weights <= L3_WEIGHT_BYTES else memory
     streams = weights / memory + (blocks - 1) * weights / again
     held = 4 * planes * shape.inputs * tile.block
-    spilled = 0 if held <= 2 * L2_BYTES else 2 * held / THROUGH_L3
+    through = THROUGH_L3 if held <= core().kept_bytes else memory
+    spilled = 0 if held <= 2 * L2_BYTES else 2 * held / through
     data = ceil_div(tile.block, threads) * shape.inputs / simd() * DATA_CYCLES[tile.m]
     launches = LAUNCH_CYCLES if threads > 1 else 0
     return max(blocks * products, streams) + blocks * (data + spilled + launches)

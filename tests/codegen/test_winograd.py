@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from plait.codegen.conv_tiles import ConvShape, WindowShape, conv_tiles
-from plait.codegen.core import Core, simd
+from plait.codegen.core import AVX2, Core, simd
 from plait.codegen.tvm.target import cpu_target
 from plait.codegen.winograd import (
     WinogradTile,
@@ -156,6 +156,13 @@ def test_tile(core: Core, conv: ConvShape, m: int) -> None:
     assert tile.m == m
     assert tile.block % tile.rows == 0
     assert cycles > 0
+
+
+@pytest.mark.parametrize("conv", [shape(112, 128, 128), shape(56, 256, 256)])
+def test_blocks_are_of_data_that_the_last_level_cache_keeps(conv: ConvShape) -> None:
+    """All tiles at once would be 15 and 7 MB."""
+    tile = winograd_tiles(conv, threads=2)[0][1]
+    assert 4 * tile.planes * conv.inputs * tile.block <= AVX2.kept_bytes
 
 
 @both_cores
