@@ -240,11 +240,14 @@ def conv_cycles(shape: ConvShape, mr: int, nr: int, threads: int) -> float:
     panels = shape.groups * ceil_div(shape.outputs, nr)
     tiles = ceil_div(panels * ceil_div(window.positions, mr), threads)
     first = 4 * shape.taps * nr * panels / MEMORY_BYTES
+    summing = shape.taps * mr * nr / speed
+    if rows_worth_cutting(shape) and not cuts_rows(shape, mr):
+        summing /= 1 - dead_part(window)  # speeds were fitted where such rows are cut
     if 4 * shape.taps * nr <= core().held_bytes:
         late = core().exposed / 2 * first  # what arithmetic does not hide of the way from memory
-        return tiles * (shape.taps * mr * nr / speed + overhead) + late
+        return tiles * (summing + overhead) + late
     # A panel that L2 does not hold comes from memory once, and then again for every tile.
-    return tiles * (shape.taps * mr * nr / speed * lateness(mr) + overhead) + first
+    return tiles * (summing * lateness(mr) + overhead) + first
 
 
 def conv_tiles(shape: ConvShape, threads: int) -> list[tuple[float, ConvTile]]:
@@ -280,14 +283,26 @@ def choose_conv_tile(shape: ConvShape, threads: int) -> ConvTile:
     return conv_tiles(shape, threads)[0][1]
 
 
-def rows_worth_cutting(shape: ConvShape) -> bool:
-    """Whether skipping kernel rows that meet only padding pays for its 20 cycles a tile."""
-    window = shape.window
+@cache
+def dead_part(window: WindowShape) -> float:
+    """The part of a convolution's kernel rows, over all output rows, that meets only padding."""
     step, gap, top = window.stride[0], window.dilation[0], window.low[0]
     live = sum(0 <= i * step - top + k * gap < window.h
                for i in range(window.oh) for k in range(window.kh))  # fmt: skip
-    dead = 1 - live / (window.oh * window.kh)
+    return 1 - live / (window.oh * window.kh)
+
+
+def rows_worth_cutting(shape: ConvShape) -> bool:
+    """Whether skipping kernel rows that meet only padding pays for its 20 cycles a tile."""
+    dead = dead_part(shape.window)
     return dead * shape.taps > 8 and dead > 0.01
+
+
+def cuts_rows(shape: ConvShape, mr: int) -> bool:
+    """Whether tiles skip kernel rows that meet only padding; no tile may then span two images."""
+    window = shape.window
+    apart = window.n == 1 or window.oh * window.ow % mr == 0
+    return apart and rows_worth_cutting(shape)
 
 
 def is_narrow(shape: ConvShape) -> bool:

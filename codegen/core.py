@@ -23,7 +23,7 @@ class Core:
     memory_bytes: from memory in a cycle, for all threads together, read on and on.
     asked: cycles in which a vector of images arrives, from the last-level cache and from memory,
         where windows ask for rows ahead of time.
-    asked_beyond: bytes of images; windows over less find them sooner without asking.
+    asked_beyond: bytes of images and of nests; less is found sooner without asking.
     l2_cycles: in which L2 delivers a vector.
     line_cycles, row_cycles: what a vector of weights and a row cost in each step of a product,
         beside their multiply-adds.

@@ -30,8 +30,6 @@ from plait.ir.errors import CompileFailure, UnknownName
 MACHINE = "x86_64"
 STACK_BYTES = 4096  # smaller buffers lie on the stack, or in registers: 32 hold half as much
 MAIN_OPT_LEVEL = 0  # a main is straight-line calls: at level 3 LLVM takes five times as long
-
-
 _PIPELINE = "plait"
 _FINAL_CONVENTION = 1  # tvm.ir.CallingConv.C_PACKED_FUNC
 
@@ -167,9 +165,10 @@ def _pipeline() -> tuple[Any, ...]:
     """What is left to do for loops over flat buffers, which hold no blocks.
 
     TVM's own pipeline has passes for blocks, devices and groups of threads too, an eighth of what
-    kernels take to compile and more than half of a main's, which change nothing here.  Indices are
-    simplified before lanes become constants, before what is left is repeated for each round of a
-    loop, and once the rounds' numbers stand in them.
+    kernels take to compile and more than half of a main's, which change nothing here; and one that
+    would hoist scratch out of loops, to where its device has no name.  Indices are simplified
+    before lanes become constants, before what is left is repeated for each round of a loop, and
+    once the rounds' numbers stand in them.
     """
     _, host, device = tirx.get_tir_pipeline("default")
     schedule, lower = s_tir.transform, tirx.transform

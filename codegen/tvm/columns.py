@@ -14,6 +14,7 @@ from plait.codegen.tiles import LINE
 from plait.codegen.tvm.loops import (
     LEAST,
     PARALLEL_WORK,
+    STREAM_AHEAD,
     Flat,
     across,
     along,
@@ -36,7 +37,6 @@ CHEAP = 8  # operations an element
 MANY_VECTORS = 16  # of columns, whose accumulators are all that registers hold
 MOST_COLUMNS = 4096  # whose accumulators lie in L1
 PART = 4 * LINE  # elements of a row that are asked for at once
-AHEAD = 16 * LINE  # elements of a row between what is asked for and what is read
 MANY_TILES = 16  # so many that one more or less for a thread is little
 
 
@@ -75,12 +75,12 @@ class Columns(Phases):
     def streamed(
         self, stmt: Callable[[list[PrimExpr], PrimExpr], Stmt], sources: Sequence[int]
     ) -> Stmt:
-        """As `over`, for whole rows: they are asked for `AHEAD`, and so are one stream."""
+        """As `over`, for whole rows: they are asked for `STREAM_AHEAD`, and so are one stream."""
         full = math.prod(self.n.space.shape)
 
         def part(p: PrimExpr, c: PrimExpr) -> Stmt:
             reduced, first = unflatten(p, self.extents), c * PART
-            ahead = [self.index(reduced, first + k + AHEAD) for k in range(0, PART, LINE)]
+            ahead = [self.index(reduced, first + k + STREAM_AHEAD) for k in range(0, PART, LINE)]
             asks = [ask_loads(self.n.element(v, at), full) for at in ahead for v in sources]
             return sequence([*asks, across(PART, lambda q: stmt(reduced, first + q))])
 

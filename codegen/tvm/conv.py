@@ -14,7 +14,7 @@ from typing import Any
 
 from tvm import tirx
 
-from plait.codegen.conv_tiles import ConvShape, ConvTile, conv_tiles, rows_worth_cutting
+from plait.codegen.conv_tiles import ConvShape, ConvTile, conv_tiles, cuts_rows
 from plait.codegen.core import core, simd
 from plait.codegen.schedule import Schedule
 from plait.codegen.target import Candidate, Template
@@ -173,10 +173,9 @@ class ConvNest:
     def _live_rows(self, first: PrimExpr) -> tuple[PrimExpr, PrimExpr | None]:
         """Kernel rows [low, high) that some position of the tile finds inside the image."""
         window, mr = self.window, self.tile.mr
-        plane = window.oh * window.ow
-        if (window.n > 1 and plane % mr) or not rows_worth_cutting(self.shape):
+        if not cuts_rows(self.shape, mr):
             return ZERO, None
-        first = tirx.floormod(first, plane) if window.n > 1 else first
+        first = tirx.floormod(first, window.oh * window.ow) if window.n > 1 else first
         last = first + mr - 1
         step, gap, top = window.stride[0], window.dilation[0], window.low[0]
         low = tirx.floordiv(top - tirx.floordiv(last, window.ow) * step + gap - 1, gap)

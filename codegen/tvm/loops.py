@@ -11,7 +11,7 @@ from typing import Any
 from tvm import tirx
 
 from plait.codegen.core import simd
-from plait.codegen.tiles import L2_BYTES, ceil_div
+from plait.codegen.tiles import L2_BYTES, LINE, ceil_div
 from plait.codegen.tvm.scalars import FUNCTIONS, const, dtype_of, tir_dtype
 from plait.ir import types as t
 from plait.ir.dims import Dim
@@ -220,6 +220,10 @@ def combine(kind: str, dtype: t.DType, a: PrimExpr, b: PrimExpr) -> PrimExpr:
     """One step of a reduction; `a` is the accumulator."""
     name = {"sum": "add", "prod": "mul", "max": "max", "min": "min"}[kind]
     return FUNCTIONS[name](dtype, a, b)
+
+
+# Elements between what is asked for and what is read, in a stream from memory: 1 KB.
+STREAM_AHEAD = 16 * LINE
 
 
 def prefetch(buffer: Any, at: PrimExpr, write: bool = False) -> Stmt:

@@ -20,7 +20,7 @@ from plait.codegen.target import Candidate, Template
 from plait.codegen.tiles import LINE, ceil_div
 from plait.codegen.tvm.access import source_input
 from plait.codegen.tvm.image import ZERO, Ports, Windowed
-from plait.codegen.tvm.loops import Memory, apart, loop, prefetch, sequence
+from plait.codegen.tvm.loops import STREAM_AHEAD, Memory, apart, loop, prefetch, sequence
 from plait.codegen.tvm.register_tile import UNROLLED, lanes_of, vectorized
 from plait.codegen.tvm.scalars import const
 from plait.ir import expr as e
@@ -30,7 +30,6 @@ from plait.passes.select import Selection
 
 PrimExpr = Any
 Stmt = Any
-AHEAD = 16 * LINE  # elements of a row between what is asked for and what is read
 
 
 @dataclass(frozen=True)
@@ -198,7 +197,7 @@ class Tile:
         bottom = self.i * down - s.low[0] + (s.kh - 1) * s.dilation[0]
         column = self.first * right - s.low[1] + (s.kw - 1) * s.dilation[1] + 1 - right
         inside, pixels = tirx.floormod(self.c, width), self.columns.size * right
-        place = column * width + inside * pixels + AHEAD
+        place = column * width + inside * pixels + STREAM_AHEAD
         if w != width:
             place = tirx.floordiv(place, width) * w + tirx.floormod(place, width)
         lines = ceil_div(pixels * self.width, LINE)

@@ -16,6 +16,7 @@ from plait.codegen.conv_tiles import (
     ConvTile,
     WindowShape,
     choose_conv_tile,
+    cuts_rows,
     rows_are_regular,
     rows_worth_cutting,
 )
@@ -309,6 +310,14 @@ def test_rows_of_few_channels_lie_at_fixed_distances(core: Core) -> None:
     """An address for each of them would cost more than their few terms."""
     window = WindowShape(1, 224, 224, 3, 7, 7, (2, 2), (3, 3), (3, 3))
     assert rows_are_regular(window, choose_conv_tile(ConvShape(window, 64), threads=2).mr)
+
+
+@pytest.mark.parametrize("length", [8, 16, 32])
+def test_tiles_of_several_sequences_skip_padding_that_is_most_of_a_window(length: int) -> None:
+    """CREPE's windows of 64 over short sequences: a tile that spans two skips nothing."""
+    shape = ConvShape(WindowShape(4, length, 1, 128, 64, 1, low=(31, 0), high=(32, 0)), 256)
+    assert cuts_rows(shape, choose_conv_tile(shape, threads=2).mr)
+    assert not cuts_rows(shape, 5)
 
 
 @pytest.mark.parametrize("core", [AVX512], indirect=True, ids=["16 lanes"])
