@@ -289,7 +289,7 @@ def dead_part(window: WindowShape) -> float:
     step, gap, top = window.stride[0], window.dilation[0], window.low[0]
     live = sum(0 <= i * step - top + k * gap < window.h
                for i in range(window.oh) for k in range(window.kh))  # fmt: skip
-    return 1 - live / (window.oh * window.kh)
+    return 1 - max(live, 1) / (window.oh * window.kh)  # all may be dead where windows are dilated
 
 
 def rows_worth_cutting(shape: ConvShape) -> bool:

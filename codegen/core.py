@@ -56,7 +56,7 @@ class Core:
     deep: float = 0.0
     exposed: float = 0.0
     doubt: float = 0.0
-    kept_bytes: int = 16 << 20
+    kept_bytes: int = 32 << 20
     held_bytes: int = 512 * 1024
     claimed: int = 0
     tiles_ask: bool = False

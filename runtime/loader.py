@@ -220,7 +220,13 @@ def without_torch() -> Iterator[None]:
     if "torch" in sys.modules:
         yield
         return
-    finder = _HideTorch()
+    with asked_first(_HideTorch()):
+        yield
+
+
+@contextmanager
+def asked_first(finder: Any) -> Iterator[None]:
+    """Imports inside ask this finder of modules before all others."""
     sys.meta_path.insert(0, finder)
     try:
         yield

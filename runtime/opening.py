@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from plait.ir.errors import EnvironmentProblem
 from plait.runtime.garbage import collected_later
-from plait.runtime.loader import native, runtime_library, without_torch
+from plait.runtime.loader import asked_first, native, runtime_library, without_torch
 
 EXTRA_LIBRARY = "libtvm_runtime_extra.so"
 _AUTOLOAD = "TVM_DEVICE_BACKEND_AUTOLOAD"
@@ -81,12 +81,10 @@ class _Empty(Loader):
 @contextmanager
 def _without_packages() -> Iterator[None]:
     """`import tvm` finds some packages empty; afterwards they are as if not imported yet."""
-    finder = _Empty()
-    sys.meta_path.insert(0, finder)
     try:
-        yield
+        with asked_first(_Empty()):
+            yield
     finally:
-        sys.meta_path.remove(finder)
         for name in _LATER:
             parent, _, child = name.rpartition(".")
             if sys.modules.pop(name, None) is not None and parent in sys.modules:

@@ -312,6 +312,13 @@ def test_rows_of_few_channels_lie_at_fixed_distances(core: Core) -> None:
     assert rows_are_regular(window, choose_conv_tile(ConvShape(window, 64), threads=2).mr)
 
 
+def test_windows_that_meet_only_padding_are_estimated() -> None:
+    """All taps of two rows, three apart, miss an image of one."""
+    shape = ConvShape(WindowShape(3, 1, 1, 64, 2, 1, low=(2, 0), high=(2, 0), dilation=(3, 1)), 64)
+    assert shape.window.oh == 2
+    assert choose_conv_tile(shape, threads=2).mr > 0
+
+
 @pytest.mark.parametrize("length", [8, 16, 32])
 def test_tiles_of_several_sequences_skip_padding_that_is_most_of_a_window(length: int) -> None:
     """CREPE's windows of 64 over short sequences: a tile that spans two skips nothing."""
