@@ -1,4 +1,4 @@
-"""TVM imported without what compiling for a CPU does not use: in a fifth of the time.
+"""TVM imported without what compiling for a CPU does not use.
 
 `import tvm` looks for things that are not there, which is an error inside its libraries, and the
 first error of a process makes them read the symbols of every library that is loaded, torch's too.

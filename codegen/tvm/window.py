@@ -187,10 +187,21 @@ class Tile:
         return tirx.For(var, low, high - low, tirx.ForKind.SERIAL, self._taps(var, top))
 
     def _ask(self) -> Stmt:
-        """Ask for what no tile above or before reads, a little ahead.
+        """Ask for what no tile above or before reads, a little ahead."""
+        starts, lines = self.streams()
 
-        Each row of the image is one stream, in whatever turns tiles read its pixels and channels:
-        memory delivers streams faster than pieces.
+        def stream(start: PrimExpr) -> Stmt:
+            first = tirx.Var("at", "int32")
+            asks = [prefetch(self.nest.ports.data, first + k * LINE) for k in range(lines)]
+            return sequence([tirx.Bind(first, start), *asks])
+
+        return sequence([stream(start) for start in starts])
+
+    def streams(self) -> tuple[list[PrimExpr], int]:
+        """Where the lines begin that are asked for in each new row of the image, and how many.
+
+        Each row is one stream, in whatever turns tiles read its pixels and channels: memory
+        delivers streams faster than pieces.
         """
         s, (n, _, h, w) = self.nest.shape, self.nest.steps
         (down, right), width = s.stride, s.c // self.nest.tile.chunks
@@ -203,14 +214,8 @@ class Tile:
         lines = ceil_div(pixels * self.width, LINE)
         image = self.b * n + (self.c - inside) + self.nest.ports.data_start
         last = (s.h - 1) * h + (s.w - 1) * w + width - lines * LINE
-
-        def row(up: int) -> Stmt:
-            at = image + tirx.max(tirx.min((bottom - up) * h + place, last), 0)
-            first = tirx.Var("at", "int32")
-            asks = [prefetch(self.nest.ports.data, first + k * LINE) for k in range(lines)]
-            return sequence([tirx.Bind(first, at), *asks])
-
-        return sequence([row(up) for up in range(0, down, s.dilation[0])[: s.kh]])
+        rows = [bottom - up for up in range(0, down, s.dilation[0])[: s.kh]]
+        return [image + tirx.max(tirx.min(row * h + place, last), 0) for row in rows], lines
 
     def _taps(self, r: PrimExpr, top: PrimExpr) -> Stmt:
         """The taps of one kernel row."""

@@ -148,6 +148,7 @@ def _column_cases() -> Iterator[Case]:
     yield Case("columns of an image", lambda b, x: total(b, x, (2, 3)) * 0.1, (image,))
     yield Case("columns wide", lambda b, x: total(b, x, (1,)), ((8, 5, 600),))
     yield Case("columns from memory", lambda b, x: total(b, x, (1,)) * 0.5, ((20, 331, 320),))
+    yield Case("columns many from memory", lambda b, x: total(b, x, (1,)), ((16, 67, 2048),))
     yield Case("columns empty", lambda b, x: total(b, x, (0,)), ((0, 9),))
 
 

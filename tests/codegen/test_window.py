@@ -8,10 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tvm import tirx
+from tvm.sym import Analyzer
 
 from plait.codegen.conv_tiles import WindowShape, WindowTile, choose_window_tile
 from plait.codegen.core import AVX2, AVX512, Core, making_for
+from plait.codegen.tiles import LINE
+from plait.codegen.tvm.image import Windowed
+from plait.codegen.tvm.loops import STREAM_AHEAD
 from plait.codegen.tvm.target import cpu_target
+from plait.codegen.tvm.window import Columns, Tile, WindowNest
 from plait.ir import types as t
 from plait.ir.builder import Builder, Value
 from plait.ir.types import TensorType
@@ -114,6 +120,27 @@ def test_images_are_asked_for_where_the_core_gains_by_it(
     tile = f"pool{{mr=2 vectors=1 chunks=1 parallel=0 vector={core.lanes}}}"
     asks = "llvm.prefetch" in cpu_target(2, core).build(body, tile).script()
     assert asks == (core in cores)
+
+
+@pytest.mark.parametrize("mr", [1, 4])
+def test_rows_are_asked_for_as_streams(mr: int) -> None:
+    """The tiles of a row, in turn, ask for line after line of the two rows that are new."""
+    b = Builder()
+    x = b.input(TensorType(t.f32, (1, 64, 40, 32), (0, 2, 3, 1)))
+    attrs = window(stride=(2, 2), low=(1, 1), high=(1, 1), dilation=(1, 1))
+    body = b.finish([b.emit("max_pool", x, window=(3, 3), **attrs)])
+    nest = WindowNest(Windowed.of(body, "max_pool"), WindowTile(mr, 2))
+    asked: dict[int, list[int]] = {}
+    for j in range(0, 16, mr):
+        for c in range(0, 64, 16):
+            at = (tirx.const(k, "int32") for k in (0, 10, j, c))
+            starts, lines = Tile(nest, Columns(j, 1, mr, True), *at, 16).streams()
+            for k, start in enumerate(starts):
+                first = int(Analyzer().simplify(start))
+                asked.setdefault(k, []).extend(first + LINE * i for i in range(lines))
+    for k, row in enumerate((21, 20)):
+        begin = row * 32 * 64 + STREAM_AHEAD
+        assert asked[k] == list(range(begin, begin + 32 * 64, LINE))
 
 
 @both_cores
