@@ -133,11 +133,12 @@ def test_rows_are_asked_for_as_streams(mr: int) -> None:
     asked: dict[int, list[int]] = {}
     for j in range(0, 16, mr):
         for c in range(0, 64, 16):
-            at = (tirx.const(k, "int32") for k in (0, 10, j, c))
-            starts, lines = Tile(nest, Columns(j, 1, mr, True), *at, 16).streams()
+            image, i, first, channel = (tirx.const(k, "int32") for k in (0, 10, j, c))
+            tile = Tile(nest, Columns(j, 1, mr, True), image, i, first, channel, 16)
+            starts, lines = tile.streams()
             for k, start in enumerate(starts):
-                first = int(Analyzer().simplify(start))
-                asked.setdefault(k, []).extend(first + LINE * i for i in range(lines))
+                begin = int(Analyzer().simplify(start))
+                asked.setdefault(k, []).extend(range(begin, begin + LINE * lines, LINE))
     for k, row in enumerate((21, 20)):
         begin = row * 32 * 64 + STREAM_AHEAD
         assert asked[k] == list(range(begin, begin + 32 * 64, LINE))
