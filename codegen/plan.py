@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -148,7 +149,13 @@ class ModulePlan:
         return f"{self.main_symbol}_run"
 
     def check(self) -> None:
-        """Raise `PlanError` if a pointer leaves its space or a weight is misplaced."""
+        """Raise `PlanError` if a pointer leaves its space, a weight is misplaced, or a name of an
+        input, of an output or of a weight stands for two."""
+        for what, specs in (("inputs", self.inputs), ("outputs", self.outputs),
+                            ("weights", self.weights)):  # fmt: skip
+            names = Counter(spec.name for spec in specs)
+            if twice := [name for name, count in names.items() if count > 1]:
+                raise PlanError(f"{what} share the name {twice[0]!r}")
         for step in self.steps:
             pointers = step.args if isinstance(step, Call) else (step.dst, step.src)
             extent = step.nbytes if isinstance(step, Copy) else 0
@@ -194,6 +201,17 @@ class ModulePlan:
 def align(nbytes: int, to: int = ALIGNMENT) -> int:
     """The next multiple of `to`."""
     return -(-nbytes // to) * to
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """The names in order; what was there before gets a number, `name_2`, that makes it new."""
+    found: dict[str, None] = {}
+    for name in names:
+        new, number = name, 2
+        while new in found or (new != name and new in names):
+            new, number = f"{name}_{number}", number + 1
+        found[new] = None
+    return list(found)
 
 
 def place_weights(weights: Iterable[TensorSpec]) -> tuple[WeightSpec, ...]:

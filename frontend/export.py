@@ -19,6 +19,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
 from torch.utils import _pytree as pytree
 
+from plait.codegen.plan import distinct
 from plait.frontend import decompositions
 from plait.frontend.importer import Fallback, import_graph
 from plait.frontend.tensors import blob_of, dense, is_dense
@@ -209,7 +210,7 @@ def _output_names(program: ExportedProgram) -> list[str]:
     tree = pytree.tree_unflatten(list(range(count)), spec)
     paths = [pytree.keystr(path) for path, _ in pytree.tree_flatten_with_path(tree)[0]]
     names = [re.sub(r"\W+", "_", path).strip("_") for path in paths]
-    return [f"output_{n}" if n.isdigit() else n or "output" for n in names]
+    return distinct([f"output_{n}" if n.isdigit() else n or "output" for n in names])
 
 
 def load(source: str | Path) -> ExportedProgram | tuple[nn.Module, tuple[Any, ...]]:

@@ -12,7 +12,7 @@ from plait.frontend.program import Compile, Run
 from plait.frontend.tensors import TO_TORCH
 from plait.ir.arrays import random_inputs
 from plait.ir.graph import Graph
-from plait.ir.knobs import NUM_THREADS
+from plait.ir.knobs import thread_count
 from plait.passes.hooks import ReferenceCheck, verify_each
 from plait.passes.pipeline import DEFAULT_PIPELINE, Hook
 from plait.runtime.compiler import compile_graph
@@ -22,7 +22,7 @@ def compiler(settings: Options) -> Compile:
     """How to compile a segment under these options."""
 
     def compile_segment(graph: Graph) -> Run:
-        threads = settings.threads or NUM_THREADS.get()
+        threads = thread_count(settings.threads)
         hooks: list[Hook] = []
         if settings.verify_passes:
             hooks = [verify_each, ReferenceCheck(random_inputs(graph))]

@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 from plait.frontend.export import CapturedModel, Dynamic, capture
 from plait.ir.agreement import Agreement
 from plait.ir.errors import UnsupportedOp
-from plait.ir.knobs import NUM_THREADS
+from plait.ir.knobs import thread_count
 from plait.passes.pipeline import DEFAULT_PIPELINE, Hook
 from plait.runtime.check import check_outputs
 from plait.runtime.compiler import Module, Progress, compile_graph
@@ -91,10 +91,10 @@ def compile_captured(
     progress: Progress | None = None,
 ) -> Standalone:
     """The second half of `compile_model`."""
+    count = thread_count(threads)
     if captured.fallbacks:
         first = captured.fallbacks[0]
         raise UnsupportedOp(first.target, first.loc)
-    count = threads or NUM_THREADS.get()
     module = compile_graph(
         captured.graph,
         pipeline=pipeline,

@@ -1,10 +1,11 @@
 """When two results count as the same: the one definition for checks, tests, tools and the fuzzer.
 
 Float results agree when they differ by at most a fraction of the reference's largest magnitude,
-and by at most a tenth of that on average. Integer and boolean results agree when they are equal.
-NaN and infinities must stand in the same places. Where float results differ by more, a float64
-result of the same computation may judge: the candidate must not be further from it than the
-reference is.
+and by at most a tenth of that on average. Elements that are equal and far larger than all that
+differ are no measure of those: `-1e9` where a mask hides something. Integer and boolean results
+agree when they are equal. NaN and infinities must stand in the same places. Where float results
+differ by more, a float64 result of the same computation may judge: the candidate must not be
+further from it than the reference is.
 """
 
 from __future__ import annotations
@@ -28,12 +29,16 @@ BARS: dict[str, tuple[float, float]] = {
 }
 
 
+# An equal element this many times as large as all that differ counts only so many times as large.
+OUTLIER = 100.0
+
+
 @dataclass(frozen=True)
 class Agreement:
     """The outcome of a comparison.
 
-    `largest` and `mean` are absolute differences over finite elements, `scale` is the reference's
-    largest finite magnitude; `reason` says in a phrase why `agrees` is False.
+    `largest` and `mean` are absolute differences over finite elements, `scale` is the magnitude
+    that they are held to; `reason` says in a phrase why `agrees` is False.
     """
 
     agrees: bool
@@ -44,7 +49,7 @@ class Agreement:
 
     @property
     def relative(self) -> float:
-        """The largest difference as a fraction of the reference's largest magnitude."""
+        """The largest difference as a fraction of the scale."""
         return self.largest / self.scale if self.scale else self.largest
 
 
@@ -67,7 +72,7 @@ def compare(got: Array, want: Array, judge: Array | None = None) -> Agreement:
     x, y = x[finite], y[finite]
     if not y.size:
         return Agreement(True, 0.0, 0.0, 0.0)
-    difference, scale = np.abs(x - y), float(np.abs(y).max())
+    difference, scale = np.abs(x - y), _scale(x, y)
     largest, mean = float(difference.max()), float(difference.mean())
     # An all-zero reference gives no scale; differences are then held to the bars as they are.
     unit = scale or 1.0
@@ -80,6 +85,14 @@ def compare(got: Array, want: Array, judge: Array | None = None) -> Agreement:
     reason = f"differs by {largest / unit:.2g} of its scale, by {mean / unit:.2g} on average "
     reason += f"(allowed: {bars[0]:g} and {bars[1]:g})"
     return Agreement(False, largest, mean, scale, reason)
+
+
+def _scale(x: Array, y: Array) -> float:
+    """The largest magnitude of the reference `y`, or less if all that differs is far smaller."""
+    magnitudes = np.abs(y)
+    differing = magnitudes[x != y]
+    largest = float(magnitudes.max())
+    return min(largest, OUTLIER * float(differing.max())) if differing.any() else largest
 
 
 def _compare_exactly(got: Array, want: Array) -> Agreement:

@@ -149,3 +149,15 @@ NUM_THREADS = Knob(
     "a number of threads, at least 1",
     "threads that compiled models use (default: the CPUs this process may use)",
 )
+
+
+def thread_count(given: int | None) -> int:
+    """The number of threads that a caller gave, or else the knob's.
+
+    Raises `UsageError` for what is not a number of threads.
+    """
+    if given is None:
+        return NUM_THREADS.get()
+    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+        raise UsageError(f"threads={given!r}: expected {NUM_THREADS.expected}")
+    return given

@@ -20,7 +20,6 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from secrets import token_hex
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -38,6 +37,7 @@ from plait.ir.errors import (
 from plait.runtime import tensorfile
 from plait.runtime.alignedzip import AlignedZipWriter, Piece, read_directory
 from plait.runtime.executor import CompiledModel
+from plait.runtime.files import replacing
 from plait.runtime.loader import Library
 
 FORMAT_VERSION = 3  # 1 had no functions to check arrays by, 2 no kernels in parts
@@ -74,7 +74,6 @@ class Contents:
     samples_in: Arrays = field(default_factory=dict[str, NDArray[Any]])
     samples_out: Arrays = field(default_factory=dict[str, NDArray[Any]])
     ir: Mapping[str, str] = field(default_factory=dict[str, str])
-    producer: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 def abi() -> dict[str, str]:
@@ -83,17 +82,9 @@ def abi() -> dict[str, str]:
 
 
 def write_artifact(path: Path, contents: Contents) -> None:
-    """Write the artifact under a temporary name, then rename it: never half a file at `path`.
-
-    Each writer has a name of its own; of several at once the last to finish wins.
-    """
-    temporary = path.with_name(f".{path.name}.{token_hex(8)}.partial")
-    try:
-        with temporary.open("xb") as file:
-            _write(file, _members(contents), _manifest(contents))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write the artifact; never half a file at `path`."""
+    with replacing(path) as file:
+        _write(file, _members(contents), _manifest(contents))
 
 
 @dataclass(frozen=True)
@@ -151,11 +142,11 @@ class Artifact:
         return tuple(self.manifest["stages"])
 
     def ir_text(self, stage: str) -> str:
-        """The IR after a stage."""
+        """The IR after a stage.  Raises `ArtifactError` for a stage that the artifact lacks."""
         if stage not in self.stages:
             message = f"holds no stage {stage!r}; it has {', '.join(self.stages) or 'none'}"
             raise ArtifactError(path=self.path, message=message)
-        return self.member(f"ir/{stage}.txt").tobytes().decode()
+        return self.member(_stage_member(stage)).tobytes().decode()
 
     def samples(self) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
         """Sample inputs and the outputs expected of them, by name; empty if none are stored."""
@@ -217,6 +208,9 @@ class Artifact:
             raise CorruptArtifact(path=self.path, message=f"member {name} is missing")
         for name in self._offsets.keys() - expected.keys() - {MANIFEST}:
             raise CorruptArtifact(path=self.path, message=f"member {name} is not in the manifest")
+        for stage in self.stages:
+            if _stage_member(stage) not in expected:
+                raise CorruptArtifact(path=self.path, message=f"the IR of stage {stage} is missing")
         for name, digest in expected.items() if digests else ():
             if sha256(self.member(name).data).hexdigest() != digest:
                 raise CorruptArtifact(path=self.path, message=f"the SHA-256 of {name} is wrong")
@@ -240,7 +234,7 @@ def _manifest(contents: Contents) -> dict[str, Any]:
         "kind": _KIND,
         "format": FORMAT_VERSION,
         "name": contents.name,
-        "producer": {"plait": _version("plait"), **contents.producer},
+        "producer": {"plait": _version("plait")},
         "abi": abi(),
         "stages": list(contents.ir),
         "targets": [
@@ -252,6 +246,10 @@ def _manifest(contents: Contents) -> dict[str, Any]:
             for code in contents.code
         ],
     }
+
+
+def _stage_member(stage: str) -> str:
+    return f"ir/{stage}.txt"
 
 
 def _object_names(code: TargetCode) -> list[str]:
@@ -269,7 +267,7 @@ def _members(contents: Contents) -> Iterator[tuple[str, Iterable[Piece]]]:
         specs = place_weights(_sample_specs(contents, samples))
         yield SAMPLES, tensorfile.encode(specs, samples)
     for stage, text in contents.ir.items():
-        yield f"ir/{stage}.txt", [text.encode()]
+        yield _stage_member(stage), [text.encode()]
 
 
 def _sample_specs(contents: Contents, samples: Arrays) -> list[TensorSpec]:

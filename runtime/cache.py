@@ -1,15 +1,14 @@
 """The kernel cache on disk: content-addressed files that any number of processes may share.
 
-An entry is one file, `<root>/<kind>/<first two digits>/<key>`, written under a temporary name and
-renamed, so that a reader sees a whole entry or none and a killed writer leaves only a temporary
-file for `gc`.  Each file starts with the SHA-256 of the rest: a damaged entry is a miss.
+An entry is one file, `<root>/<kind>/<first two digits>/<key>`, written aside and renamed, so that a
+reader sees a whole entry or none and a killed writer leaves only a partial file for `gc`.  Each
+file starts with the SHA-256 of the rest: a damaged entry is a miss.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pathlib import Path
 from plait.ir.errors import UsageError
 from plait.ir.knobs import CACHE_DIR, CACHE_LIMIT
 from plait.ir.logs import logger
+from plait.runtime.files import PARTIAL, replacing
 
 log = logger(__name__)
 
@@ -26,8 +26,7 @@ OBJECTS = "objects"
 _MAGIC = b"plait-cache-1\n"
 _DIGEST = 32
 _HEADER = len(_MAGIC) + _DIGEST
-_TEMPORARY = ".tmp-"
-_STALE_S = 3600.0  # a temporary file this old has no living writer
+_STALE_S = 3600.0  # a partial file this old has no living writer
 _KEY = re.compile(r"[0-9a-f]{16,128}")
 
 
@@ -70,18 +69,13 @@ class KernelCache:
     def put(self, key: str, content: bytes, kind: str = OBJECTS) -> bool:
         """Store `content`; whether it could be.  The last of several writers of a key wins."""
         path = self.path(key, kind)
-        temporary = ""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(prefix=_TEMPORARY, dir=path.parent)
-            with os.fdopen(handle, "wb") as file:
+            with replacing(path) as file:
                 file.write(_MAGIC + sha256(content).digest())
                 file.write(content)
-            Path(temporary).replace(path)
         except OSError as error:
             log.warning("cannot write %s: %s", path, error)
-            if temporary:
-                _remove(Path(temporary))
             return False
         return True
 
@@ -95,7 +89,7 @@ class KernelCache:
         """All entries, the longest unused first."""
         found: list[Entry] = []
         for path in self._files():
-            if path.name.startswith(_TEMPORARY):
+            if path.name.endswith(PARTIAL):
                 continue
             try:
                 stat = path.stat()
@@ -110,7 +104,7 @@ class KernelCache:
         return sum(e.nbytes for e in self.entries())
 
     def gc(self, limit: int | None = None) -> list[Entry]:
-        """Remove the longest unused entries until `limit` bytes remain, and old temporary files.
+        """Remove the longest unused entries until `limit` bytes remain, and old partial files.
 
         `limit` is by default the knob `PLAIT_CACHE_LIMIT`.  Returns what was removed.
         """
@@ -145,7 +139,7 @@ class KernelCache:
     def _remove_stale(self, before: float) -> None:
         for path in self._files():
             try:
-                if path.name.startswith(_TEMPORARY) and path.stat().st_mtime < before:
+                if path.name.endswith(PARTIAL) and path.stat().st_mtime < before:
                     _remove(path)
             except FileNotFoundError:
                 continue

@@ -20,8 +20,9 @@ from plait.codegen.cpu import CpuTarget, host_cpu_model, host_features
 from plait.codegen.plan import Code, ModulePlan, gather_weights
 from plait.codegen.target import Target
 from plait.ir import op as ops
-from plait.ir.errors import PlanError, Unsupported, UnsupportedOp
+from plait.ir.errors import PlanError, TargetMismatch, Unsupported, UnsupportedOp
 from plait.ir.graph import Attrs, Graph
+from plait.ir.knobs import available_cpus, thread_count
 from plait.ir.types import TensorType, bf16
 from plait.passes.context import Context
 from plait.passes.hooks import Timing
@@ -69,7 +70,7 @@ class Module:
     objects: tuple[bytes, ...]
     weights_memory: NDArray[np.uint8]
     kernels: tuple[Kernel, ...]
-    target: Any
+    target: CpuTarget
     stages: dict[str, str] = field(default_factory=dict[str, str])
     seconds: dict[str, float] = field(default_factory=dict[str, float])
     built: int = 0
@@ -81,7 +82,13 @@ class Module:
 
     @collected_later()
     def load(self, threads: int | None = None) -> CompiledModel:
-        """Link the module into this process."""
+        """Link the module into this process.
+
+        Raises `TargetMismatch` if it is built for what this CPU lacks.
+        """
+        if lacking := self.target.missing():
+            names = self.plan.name, self.target.name, ", ".join(lacking)
+            raise TargetMismatch(path=names[0], target=names[1], missing=names[2])
         return CompiledModel(self.plan, Library(self.objects), self.weights_memory, threads)
 
     def save(
@@ -104,7 +111,7 @@ def compile_graph(
     *,
     pipeline: str = DEFAULT_PIPELINE,
     cpu: str = "native",
-    threads: int = 2,
+    threads: int | None = None,
     hooks: Sequence[Hook] = (),
     cache: KernelCache | None = None,
     progress: Progress | None = None,
@@ -113,13 +120,15 @@ def compile_graph(
 ) -> Module:
     """Compile a static graph without ATen fallbacks for a CPU.
 
-    `cpu` is an LLVM CPU name or `native`; `progress(stage, done, total)` is told of each kernel;
-    `output_names` are those of the outputs in order (default: `output0` and so on).
+    `cpu` is an LLVM CPU name or `native`; kernels are made for so many `threads`, by default the
+    knob's; `progress(stage, done, total)` is told of each kernel; `output_names` are those of the
+    outputs in order (default: `output0` and so on).
     Raises the errors of the passes, `UnsupportedSymbol` for symbolic sizes, `Unsupported` for
-    arithmetic in bfloat16, `CompileFailure`.
+    arithmetic in bfloat16, `UsageError` for no number of threads, `CompileFailure`.
     """
     from plait.codegen.tvm.target import cpu_target
 
+    threads = thread_count(threads)
     _check_has_code(graph)
     stopwatch = _Stopwatch()
     timing = Timing()
@@ -200,7 +209,7 @@ class _Kernels:
     """Compiles the distinct kernels of a lowered graph, each at most once ever."""
 
     def __init__(
-        self, graph: Graph, machine: Any, threads: int, cache: KernelCache,
+        self, graph: Graph, machine: CpuTarget, threads: int, cache: KernelCache,
         progress: Progress | None,
     ) -> None:  # fmt: skip
         self.graph, self.machine, self.cache = graph, machine, cache
@@ -237,7 +246,7 @@ class _Kernels:
             from plait.codegen.tvm.build import KernelJob, compile_many
 
             jobs = [KernelJob(s, partial(self._make, nodes[s])) for s in missing]
-            found |= compile_many(jobs, self.machine, 2, finished)
+            found |= compile_many(jobs, self.machine, available_cpus(), finished)
         self.built = len(missing)
         self.parts = {s: code.parts for s, code in found.items()}
         kernels = tuple(self._kernel(s, nodes[s], calls[s]) for s in nodes)
@@ -323,8 +332,8 @@ class Remembering:
 
 
 def _machine(cpu: str, cache: KernelCache) -> CpuTarget:
-    """The CPU by name; LLVM, which knows the names, is asked once for each host and version."""
-    host = "\0".join((cpu, host_cpu_model(), *sorted(host_features()), _toolchain()))
+    """The CPU by name; LLVM, which knows the names, is asked once for each host and fingerprint."""
+    host = "\0".join((cpu, host_cpu_model(), *sorted(host_features()), code_fingerprint()))
     key = sha256(host.encode()).hexdigest()
     known = cache.get(key, MACHINES)
     if known is not None:

@@ -9,6 +9,7 @@ unusual dtype object) or to say in one sentence what is wrong.
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
@@ -20,12 +21,15 @@ from numpy.typing import NDArray
 from plait.codegen import frame as f
 from plait.codegen.plan import ModulePlan, TensorSpec, aligned_empty
 from plait.ir.errors import InputMismatch, UsageError
-from plait.runtime.loader import Library, Threads, default_threads
+from plait.ir.knobs import thread_count
+from plait.runtime.loader import Library, Threads
 from plait.runtime.results import maker
 
 Array = NDArray[Any]
 _thread_state = Threads()
 _running: list[None] = []  # one item for each run in flight, in any thread
+os.register_at_fork(after_in_child=_thread_state.forked)
+os.register_at_fork(after_in_child=_running.clear)
 
 
 class _Frame(NamedTuple):
@@ -52,9 +56,7 @@ class CompiledModel:
     ) -> None:
         """`weights`: the blob of `plan.weights` (uint8, aligned), kept alive and never written."""
         self.plan = plan
-        self.threads = default_threads() if threads is None else threads
-        if self.threads < 1:
-            raise UsageError(f"threads={threads}: expected at least 1")
+        self.threads = thread_count(threads)
         self._library = library
         self._weights = np.empty(0, np.uint8) if weights is None else weights
         if self._weights.nbytes < plan.weights_bytes:

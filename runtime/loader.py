@@ -21,7 +21,9 @@ from types import ModuleType
 from typing import Any
 
 from plait.ir.errors import ArtifactError, EnvironmentProblem
-from plait.ir.knobs import NUM_THREADS
+from plait.ir.logs import logger
+
+_log = logger(__name__)
 
 RUNTIME_LIBRARY = "libtvm_runtime.so"
 # An idle worker looks for work this often before it sleeps, some 5 ms; TVM's own 300000 burn a
@@ -88,6 +90,9 @@ class Threads(threading.local):
     and workers wait by yielding, so two that share a CPU only pass it to and fro, and the scheduler
     sees no reason to part them: each worker is bound to one CPU, and the launcher, which stays
     free, is moved off those CPUs when a run finds it there.
+
+    In a forked process the one thread that is left has a pool whose workers are gone, and can get
+    no other: it runs alone.  Threads started there have pools of their own.
     """
 
     def __init__(self) -> None:
@@ -97,12 +102,20 @@ class Threads(threading.local):
         self._limit = 0
         self._cpus: list[int] = []
         self._workers: frozenset[int] = frozenset()
+        self._alone = False
+
+    def forked(self) -> None:
+        """To be called in a new process for the thread that went on there."""
+        if self._pool:
+            self._alone, self.count, self._workers = True, 0, frozenset()
 
     def use(self, count: int, cpu: int | None = None) -> None:
         """Make parallel loops started by the calling thread use `count` threads (1: none).
 
         `cpu` is the one that the thread runs on, if the caller knows.
         """
+        if self._alone:
+            count = 1
         if count != self.count:
             self._switch(count)
         if count > 1 and (native().current_cpu() if cpu is None else cpu) in self._workers:
@@ -120,6 +133,8 @@ class Threads(threading.local):
 
     def _switch(self, count: int) -> None:
         lib = native()
+        if self._alone:
+            _log.warning("forked from a process that ran models: here they use one thread")
         if count > 1 and count != self._limit:
             self._cpus = sorted(os.sched_getaffinity(0))
             if self._pool == 0:
@@ -155,11 +170,6 @@ def native() -> Native:
 def _not_linked(what: str, error: Exception) -> ArtifactError:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return ArtifactError(path=what, message=f"cannot be linked: {reason}")
-
-
-def default_threads() -> int:
-    """The threads of a model that was not told how many: the knob `PLAIT_NUM_THREADS`."""
-    return NUM_THREADS.get()
 
 
 def runtime_library() -> Path:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from plait.codegen.plan import Call, Copy, ModulePlan, PointerArg, TensorSpec, place_weights
+from plait.codegen.plan import (
+    Call,
+    Copy,
+    ModulePlan,
+    PointerArg,
+    TensorSpec,
+    distinct,
+    place_weights,
+)
 from plait.ir.errors import PlanError
 from plait.ir.graph import Blob, Graph
 from plait.ir.layout import row_major
@@ -22,15 +30,17 @@ def make_plan(
 
     `calls`: the symbol and the parts of each kernel by its node; `threads`: see `ModulePlan`.
 
-    Raises `PlanError` for inputs and outputs that are not row-major: a caller's arrays are.
+    Raises `PlanError` for inputs and outputs that are not row-major, as a caller's arrays are, and
+    for output names that are not distinct.
     """
     for what, types in (("input", graph.input_types), ("output", graph.output_types)):
         for k, ty in enumerate(types):
             if not row_major(ty):
                 raise PlanError(f"{what} {k} is {ty}, but the arrays of callers are row-major")
+    names_in = distinct([i.name or f"input{k}" for k, i in enumerate(graph.inputs)])
     inputs = tuple(
-        TensorSpec(i.name or f"input{k}", i.type.dtype.name, i.type.static("the plan"))
-        for k, i in enumerate(graph.inputs)
+        TensorSpec(name, i.type.dtype.name, i.type.static("the plan"))
+        for name, i in zip(names_in, graph.inputs, strict=True)
     )
     names_out = output_names or [f"output{k}" for k in range(len(graph.outputs))]
     outputs = tuple(
@@ -63,6 +73,7 @@ def make_plan(
     plan = ModulePlan(
         graph.name, inputs, outputs, tuple(steps), memory.size, placed, threads=threads
     )
+    plan.check()
     return plan, weights
 
 

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from plait.codegen.plan import Call, Copy, ModulePlan
 from plait.ir.errors import ArtifactError, PlaitError, PlanError
 from plait.ir.graph import Graph, Node
+from plait.ir.knobs import thread_count
 from plait.ir.text import parse_outline, show_type
 from plait.ir.verify import verify
 from plait.passes import footprint
 from plait.runtime.artifact import Artifact
 from plait.runtime.ceilings import Ceilings, measure_ceilings
 from plait.runtime.executor import CompiledModel
-from plait.runtime.loader import default_threads
 
 if TYPE_CHECKING:
     from plait.runtime.compiler import Module
@@ -205,7 +205,7 @@ def profile_module(
     The machine is measured too, unless its `ceilings` are given.
     """
     steps = describe_steps(module.graph, module.plan)
-    known = ceilings or measure_ceilings(threads or default_threads())
+    known = ceilings or measure_ceilings(thread_count(threads))
     return measure(module.load(threads), steps, inputs, known, rounds=rounds, progress=progress)
 
 

@@ -34,6 +34,7 @@ from plait.codegen.tiles import ceil_div
 from plait.ir.agreement import compare
 from plait.ir.builder import Builder
 from plait.ir.graph import Attrs, Blob, Graph, Node
+from plait.ir.knobs import available_cpus
 from plait.ir.types import TensorType
 from plait.passes.context import Context
 from plait.passes.pipeline import DEFAULT_PIPELINE, parse_pipeline
@@ -276,7 +277,7 @@ class Race:
         for number, (node, _) in enumerate(made):
             what = node.attrs["body"], node.attrs["schedule"], node.attrs["pitch"]
             jobs.append(KernelJob(f"k_{number}", partial(prim_func, *what, threads)))
-        code = compile_many(jobs, machine, 2)
+        code = compile_many(jobs, machine, available_cpus())
         results = [PointerArg("output", k) for k in range(len(task.body.outputs))]
         calls = []
         for turn, number in enumerate(turns):

@@ -25,7 +25,7 @@ from tvm.target import codegen as llvm
 from plait.codegen.cpu import CpuTarget, checked_features, host_features
 from plait.codegen.plan import Code
 from plait.codegen.tvm.parts import parts_of
-from plait.ir.errors import CompileFailure, UnknownName
+from plait.ir.errors import CompileFailure, PlaitError, UnknownName
 
 MACHINE = "x86_64"
 STACK_BYTES = 4096  # smaller buffers lie on the stack, or in registers: 32 hold half as much
@@ -111,12 +111,17 @@ def compile_many(
 ) -> dict[str, Code]:
     """Compile each job, on several threads (TVM lets go of the GIL: 1.9x on two).
 
-    `done` is called from the worker thread after each.  The first failure is raised, and what has
-    not started by then is dropped.
+    `done` is called from the worker thread after each.  The first failure is raised, as
+    `CompileFailure` whatever it was, and what has not started by then is dropped.
     """
 
     def work(job: KernelJob) -> Code:
-        func = job.make()
+        try:
+            func = job.make()
+        except PlaitError:
+            raise
+        except Exception as error:
+            raise CompileFailure(kernel=job.symbol, message=_first_line(error)) from error
         code = Code(compile_kernel(func, job.symbol, target), parts_of(func))
         if done is not None:
             done(job, code)

@@ -7,9 +7,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from plait.cli import main as cli
+from plait.frontend.standalone import Standalone
+from plait.ir.agreement import compare
 from plait.ir.errors import CompileFailure
 
 Capture = pytest.CaptureFixture[str]
@@ -178,3 +181,19 @@ def test_an_artifact_is_not_a_program(capsys: Capture, tmp_path: Path, verb: str
     told = capsys.readouterr().err
     assert "good.plait: an artifact, compiled already; `plait inspect` shows it" in told
     assert "Traceback" not in told
+
+
+def test_a_wrong_model_is_not_written(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "good.plait"
+    path.write_bytes(b"what was there")
+    wrong = compare(np.ones(2, np.float32), np.zeros(2, np.float32))
+    monkeypatch.setattr(Standalone, "check", lambda _: {"output": wrong})
+    document = run(capsys, "compile", "sample_factories:good", "-o", path, code=1)
+    assert (document["path"], document["file_bytes"]) == (None, None)
+    assert cli.main(["compile", "sample_factories:good", "-o", str(path)]) == 1
+    assert "not written" in capsys.readouterr().out
+    assert path.read_bytes() == b"what was there"
+    document = run(capsys, "compile", "sample_factories:good", "-o", path, "--no-check")
+    assert document["file_bytes"] == path.stat().st_size

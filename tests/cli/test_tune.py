@@ -55,9 +55,10 @@ def test_an_empty_budget_leaves_all_for_later(capsys: Capture) -> None:
     assert document["left"] > 0
 
 
-def test_a_file_of_something_else_is_refused(capsys: Capture, tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["{}", '{"records": [1]}', "[]", "no json"])
+def test_a_file_of_something_else_is_refused(capsys: Capture, tmp_path: Path, text: str) -> None:
     file = tmp_path / "records.json"
-    file.write_text("{}")
+    file.write_text(text)
     assert cli.main(["tune", SOURCE, "--records", str(file)]) == UsageError.exit_code
     assert "expected a file of tuning records" in capsys.readouterr().err
 

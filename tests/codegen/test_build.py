@@ -172,3 +172,11 @@ def test_targets() -> None:
 def test_a_lacking_feature_is_not_used() -> None:
     assert "ymm" in assembly(double(), "k_asm", named_target("x86-64-v3"))
     assert "ymm" not in assembly(double(), "k_asm", named_target("x86-64-v2"))
+
+
+def test_a_template_that_fails_is_a_failure_of_its_kernel() -> None:
+    def make() -> object:
+        raise KeyError("axis")
+
+    with pytest.raises(CompileFailure, match="kernel k_odd: KeyError: 'axis'"):
+        compile_many([KernelJob("k_odd", make)], host_target())

@@ -19,6 +19,7 @@ from plait.codegen.plan import (
     PointerArg,
     TensorSpec,
     aligned_empty,
+    distinct,
     gather_weights,
     place_weights,
 )
@@ -156,3 +157,14 @@ def test_aligned_memory(nbytes: int) -> None:
     memory = aligned_empty(nbytes)
     assert memory.nbytes == nbytes
     assert memory.ctypes.data % ALIGNMENT == 0
+
+
+def test_names_become_distinct() -> None:
+    assert distinct(["a", "b", "a", "a_2", "a"]) == ["a", "b", "a_3", "a_2", "a_4"]
+
+
+@pytest.mark.parametrize("what", ["inputs", "outputs", "weights"])
+def test_a_name_stands_for_one_tensor(what: str) -> None:
+    (spec, *_) = getattr(plan(), what)
+    with pytest.raises(PlanError, match=f"{what} share the name '{spec.name}'"):
+        replace(plan(), **{what: (spec, spec)}).check()  # type: ignore[arg-type]

@@ -208,3 +208,13 @@ def test_training_mode_is_left_as_it_was() -> None:
     module = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5)).train()
     model = capture(module, (torch.randn(2, 3),))
     assert module[1].training and not model.fallbacks
+
+
+def test_output_names_that_would_coincide_are_told_apart() -> None:
+    class Nested(nn.Module):
+        def forward(self, x: Tensor) -> dict[str, Any]:
+            return {"a": {"b": x + 1}, "a_b": x * 2}
+
+    model = capture(Nested(), (torch.ones(3),))
+    assert model.output_names == ("a_b", "a_b_2")
+    np.testing.assert_array_equal(model.expected["a_b"], np.full(3, 2, np.float32))

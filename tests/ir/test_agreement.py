@@ -58,3 +58,17 @@ def test_empty_and_zero_references() -> None:
     zero = np.zeros(3, np.float32)
     assert compare(zero + np.float32(1e-6), zero).agrees
     assert not compare(zero + np.float32(1e-2), zero).agrees
+
+
+@pytest.mark.parametrize("hidden", [-1e9, np.finfo(np.float32).min])
+def test_equal_outliers_hide_nothing(hidden: float) -> None:
+    """A mask's constant is no measure of the scores beside it."""
+    rng = np.random.default_rng(0)
+    want = rng.standard_normal((8, 100)).astype(np.float32)
+    want[:, 0] = hidden
+    rounded = want.copy()
+    rounded[:, 1:] *= np.float32(1 + 2**-22)
+    wrong = rng.standard_normal((8, 100)).astype(np.float32)
+    wrong[:, 0] = hidden
+    assert compare(rounded, want).agrees
+    assert not compare(wrong, want).agrees

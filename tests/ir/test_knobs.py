@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,3 +71,18 @@ def test_configure_replaces_its_own_handler(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("PLAIT_LOGS", "")
     logs.configure()
     assert root.handlers == before
+
+
+def test_a_number_of_threads() -> None:
+    assert knobs.thread_count(3) == 3
+    with knobs.NUM_THREADS.set(7):
+        assert knobs.thread_count(None) == 7
+    wrong: list[Any] = [0, -1, 1.5, "2", True]
+    for given in wrong:
+        with pytest.raises(UsageError, match=f"threads={given!r}: expected"):
+            knobs.thread_count(given)
+
+
+def test_by_default_as_many_threads_as_there_are_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PLAIT_NUM_THREADS", raising=False)
+    assert knobs.thread_count(None) == len(os.sched_getaffinity(0))

@@ -209,6 +209,11 @@ def drop(name: str) -> Callable[[dict[str, bytes]], None]:
             CorruptArtifact,
             "weights",
         ),
+        (
+            edit_manifest(lambda m: m["stages"].append("gone")),
+            CorruptArtifact,
+            "the IR of stage gone is missing",
+        ),
         (drop("weights.safetensors"), CorruptArtifact, r"weights\.safetensors is missing"),
         (drop("ir/fuse.txt"), CorruptArtifact, r"ir/fuse\.txt is missing"),
         (lambda m: m.update({"extra": b""}), CorruptArtifact, "extra is not in the manifest"),

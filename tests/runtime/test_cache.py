@@ -142,3 +142,12 @@ def test_writers_in_other_processes_that_are_killed(tmp_path: Path) -> None:
         os.utime(path, (0, 0))
     cache.gc()
     assert [p.name for p in root.rglob("*") if p.is_file()] == [KEY]
+
+
+def test_entries_are_for_whoever_the_umask_lets_read(cache: KernelCache) -> None:
+    old = os.umask(0o022)
+    try:
+        cache.put(KEY, b"code")
+    finally:
+        os.umask(old)
+    assert cache.path(KEY).stat().st_mode & 0o777 == 0o644

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from threading import Lock
@@ -20,10 +21,12 @@ from plait.ir.builder import Builder, Value
 from plait.ir.dims import symbol
 from plait.ir.errors import (
     PlanError,
+    TargetMismatch,
     UnknownName,
     Unsupported,
     UnsupportedOp,
     UnsupportedSymbol,
+    UsageError,
 )
 from plait.ir.graph import Graph
 from plait.ir.interp import interpret
@@ -335,3 +338,24 @@ def test_constants_of_the_callers_graph_stay_where_they_are() -> None:
     ones = np.ones((4, 16), np.float32)
     assert (first.load()(ones)[0] == 16).all()
     assert (compile_graph(graph).load()(ones)[0] == 33).all()
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5])
+def test_no_number_of_threads(threads: Any, cache: KernelCache) -> None:
+    with pytest.raises(UsageError, match=f"threads={threads}: expected"):
+        compile_graph(mlp(), threads=threads, cache=cache)
+
+
+def test_code_for_another_cpu_is_not_run(cache: KernelCache) -> None:
+    module = compile_graph(mlp(1), cache=cache)
+    other = replace(module.target, mcpu="future", features=("avx2", "avx9000"))
+    with pytest.raises(TargetMismatch, match=r"mlp: built for x86_64-future, .* lacks avx9000"):
+        replace(module, target=other).load()
+
+
+def test_unnamed_inputs_get_names_that_others_do_not_have(cache: KernelCache) -> None:
+    b = Builder("named")
+    x = b.input(TensorType(t.f32, (4,)), "input1")
+    y = b.input(TensorType(t.f32, (4,)))
+    plan = compile_graph(b.finish([x + y]), cache=cache).plan
+    assert [spec.name for spec in plan.inputs] == ["input1", "input1_2"]

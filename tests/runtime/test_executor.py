@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -192,7 +194,7 @@ def test_step_by_step(model: CompiledModel) -> None:
 
 
 def test_bad_construction(model: CompiledModel) -> None:
-    with pytest.raises(UsageError, match="threads=0: expected at least 1"):
+    with pytest.raises(UsageError, match="threads=0: expected a number of threads, at least 1"):
         CompiledModel(model.plan, model._library, model._weights, threads=0)
     with pytest.raises(UsageError, match="bytes of weights, got 8"):
         CompiledModel(model.plan, model._library, np.zeros(8, np.uint8))
@@ -213,3 +215,23 @@ def test_objects_that_lack_a_kernel_are_refused(small_artifact: Path) -> None:
         Library([artifact.member(main).tobytes()])
     with pytest.raises(ArtifactError, match="cannot be linked"):
         Library([b"not an object"])
+
+
+def test_a_forked_process_runs_alone(small_artifact: Path) -> None:
+    """The threads of the pool do not survive a fork: a run would wait for them for ever."""
+    code = (
+        "import os, sys, numpy as np\n"
+        "import plait\n"
+        f"model = plait.load({str(small_artifact)!r}, threads=2)\n"
+        f"x = np.ones({SHAPE}, np.float32)\n"
+        "before = model(x)[0]\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    os._exit(int(not np.array_equal(model(x)[0], before)))\n"
+        "code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])\n"
+        "assert np.array_equal(model(x)[0], before)\n"
+        "sys.exit(code)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "forked" in done.stderr

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from plait.ir.errors import EnvironmentProblem
-from plait.ir.knobs import NUM_THREADS
 from plait.runtime import loader
 from plait.runtime.executor import CompiledModel
 from plait.runtime.loader import Library, Threads
@@ -108,9 +107,3 @@ def test_the_launcher_keeps_cpus_that_were_narrowed_since() -> None:
 
     (worker,), after = in_new_thread(work)
     assert worker in cpus and after == cpus
-
-
-def test_the_default_is_the_knob() -> None:
-    assert loader.default_threads() == len(os.sched_getaffinity(0))
-    with NUM_THREADS.set(7):
-        assert loader.default_threads() == 7

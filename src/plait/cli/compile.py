@@ -67,12 +67,13 @@ def _compile(captured: CapturedModel, hooks: list[Hook], settings: dict[str, Any
         raise PlaitError(f"{reason}; what a report needs is in {folder}") from error
 
 
-def _describe(built: Standalone, path: Path) -> dict[str, Any]:
+def _describe(built: Standalone, path: Path | None) -> dict[str, Any]:
+    """What was compiled; `path`: where it was written, None if it was not."""
     module = built.module
     labels = Counter(kernel.schedule.partition("{")[0] for kernel in module.kernels)
     return {
         "path": path,
-        "file_bytes": path.stat().st_size,
+        "file_bytes": path.stat().st_size if path is not None else None,
         "kernels": len(module.kernels),
         "kernel_calls": sum(kernel.calls for kernel in module.kernels),
         "templates": dict(labels.most_common()),
@@ -86,10 +87,12 @@ def _describe(built: Standalone, path: Path) -> dict[str, Any]:
 
 
 def _draw(where: Console, data: dict[str, Any]) -> None:
-    size, weights, arena = (
-        output.format_bytes(data[key]) for key in ("file_bytes", "weights_bytes", "arena_bytes")
-    )
-    where.print(f"{data['path']}: {size} for {data['target']}", markup=False)
+    weights, arena = (output.format_bytes(data[key]) for key in ("weights_bytes", "arena_bytes"))
+    if data["path"] is None:
+        where.print(f"not written: its results are not eager's; for {data['target']}", markup=False)
+    else:
+        size = output.format_bytes(data["file_bytes"])
+        where.print(f"{data['path']}: {size} for {data['target']}", markup=False)
     templates = ", ".join(f"{count} {name}" for name, count in data["templates"].items())
     where.print(
         f"{data['kernel_calls']} kernel calls of {data['kernels']} kernels ({templates}), "
@@ -118,7 +121,8 @@ def compile(
         Path | None, typer.Option(help="Write the IR after each pass into this folder.")
     ] = None,
     check: Annotated[
-        bool, typer.Option(help="Compare with eager on the example inputs; exit 1 if it differs.")
+        bool,
+        typer.Option(help="Compare with eager first; write nothing and exit 1 if it differs."),
     ] = True,
     threads: ThreadsOption = None,
     as_json: output.JsonFlag = False,
@@ -134,10 +138,12 @@ def compile(
         captured = capture(source, name=name or path.stem)
     settings = {"pipeline": text, "cpu": cpu, "threads": threads}
     built = _compile(captured, _hooks(captured, verify_passes, dump), settings)
-    built.save(path)
-    data = _describe(built, path)
     runs_here = not built.module.target.missing()
-    data["check"] = verdicts(built.check()) if check and runs_here else []
+    found = verdicts(built.check()) if check and runs_here else []
+    right = all(verdict["agrees"] for verdict in found)
+    if right:  # what lies at the path already is better than a wrong model
+        built.save(path)
+    data = {**_describe(built, path if right else None), "check": found}
     output.emit("compile", data, lambda where: _draw(where, data), as_json)
-    if not all(verdict["agrees"] for verdict in data["check"]):
+    if not right:
         raise typer.Exit(1)

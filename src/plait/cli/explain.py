@@ -61,15 +61,15 @@ def plan(captured: CapturedModel) -> dict[str, Any]:
     """
     from plait.codegen.cpu import host_core
     from plait.codegen.tvm.target import cpu_target
+    from plait.ir.knobs import NUM_THREADS
     from plait.passes import footprint
     from plait.passes.context import Context
     from plait.passes.pipeline import DEFAULT_PIPELINE, parse_pipeline
-    from plait.runtime.loader import default_threads
     from plait.runtime.opening import open_tvm
     from plait.runtime.planning import make_plan
 
     open_tvm()
-    threads = default_threads()
+    threads = NUM_THREADS.get()
     context = Context(cpu_target(threads, host_core()))
     lowered = parse_pipeline(DEFAULT_PIPELINE).run(captured.graph, context)
     assert context.plan is not None

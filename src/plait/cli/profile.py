@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from secrets import token_hex
-from typing import IO, TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
@@ -15,6 +14,7 @@ from plait.cli import output
 from plait.cli.inspect import ArtifactArgument
 from plait.cli.run import InputsOption, ThreadsOption
 from plait.ir.errors import UsageError
+from plait.runtime.files import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,28 +28,23 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def _replacing(path: Path | None) -> Iterator[IO[str] | None]:
+def _trace_file(path: Path | None) -> Iterator[BinaryIO | None]:
     """A file that takes the place of `path` once all went well; none for no path.
 
-    It is made at once, so that a path that cannot be written is refused before anything is done.
+    A path that cannot be written is refused before anything is done.
     """
     if path is None:
         yield None
         return
     if path.exists() and not path.is_file():
         raise UsageError(f"--trace {path}: expected the name of a file")
-    temporary = path.with_name(f".{path.name}.{token_hex(8)}.partial")
-    try:
-        file = temporary.open("x")
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise UsageError(f"--trace {path}: cannot be written ({reason})") from None
-    try:
-        with file:
-            yield file
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with ExitStack() as open_files:
+        try:
+            file = open_files.enter_context(replacing(path))
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise UsageError(f"--trace {path}: cannot be written ({reason})") from None
+        yield file
 
 
 def _inputs(
@@ -183,7 +178,7 @@ def profile(
     from plait.runtime.profile import profile_artifact
     from plait.runtime.trace import trace as make_trace
 
-    with _replacing(trace) as file:
+    with _trace_file(trace) as file:
         artifact = Artifact.open(model)
         choose = _inputs(artifact, inputs)
         with output.working("loading") as progress:
@@ -191,6 +186,6 @@ def profile(
                 artifact, choose, threads=threads, rounds=rounds, progress=progress
             )
         if file is not None:
-            json.dump(make_trace(result), file)
+            file.write(json.dumps(make_trace(result)).encode())
     data = {"path": model, **_describe(result, group, top), "trace": trace}
     output.emit("profile", data, lambda where: _draw(where, data), as_json)

@@ -13,6 +13,7 @@ from plait.cli import output
 from plait.cli.explain import SourceArgument
 from plait.cli.run import ThreadsOption
 from plait.ir.errors import UnsupportedOp, UsageError
+from plait.runtime.files import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -40,16 +41,15 @@ def _read(path: Path) -> list[Record]:
     try:
         rows = json.loads(path.read_text())["records"]
         found = [Record.from_json(row) for row in rows]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{path}: expected a file of tuning records") from error
     return [record for record in found if record is not None]
 
 
 def _write(path: Path, records: Iterable[Record]) -> None:
     rows = [record.to_json() for record in sorted(records, key=lambda r: r.key)]
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps({"records": rows}, indent=1) + "\n")
-    temporary.replace(path)
+    with replacing(path) as file:
+        file.write((json.dumps({"records": rows}, indent=1) + "\n").encode())
 
 
 def _draw(where: Console, data: dict[str, Any]) -> None:
@@ -89,11 +89,11 @@ def tune(
         raise UnsupportedOp(captured.fallbacks[0].target, captured.fallbacks[0].loc)
     from plait.codegen.cpu import host_core
     from plait.codegen.tvm.target import cpu_target
-    from plait.ir.knobs import NUM_THREADS
+    from plait.ir.knobs import thread_count
     from plait.runtime import tune as tuning
     from plait.runtime.cache import KernelCache
 
-    cache, target = KernelCache(), cpu_target(threads or NUM_THREADS.get(), host_core())
+    cache, target = KernelCache(), cpu_target(thread_count(threads), host_core())
     for record in given:
         tuning.keep(cache, record)
     with output.progress_bar("tuning") as progress:
