@@ -52,10 +52,12 @@ def table(results: Results) -> str:
     lines.append(
         f"\nMilliseconds per run, median of {_rounds(results)} interleaved rounds, "
         f"batch {results['batch']} (samples are single but for {SEVERAL}), float32, "
-        f"{_machines(results)}; the ratio with its 95 % interval, a bootstrap over the rounds and "
-        "so a coarse one, below 1 where Plait loses. Each model is a run of its own, some beside "
-        "busy neighbours: compare within a row. A dash: not timed"
-        f"{', see below' if _absent(results) else ''}.{_few(results)}{_versions(results)}"
+        f"{_machines(results)}; the ratio is that of the two medians, below 1 where Plait loses, "
+        "and in brackets the median of the ratios within the rounds, where both ran beside each "
+        "other, with its 95 % interval, a bootstrap over the rounds and so a coarse one. Each "
+        "model is a run of its own, some beside busy neighbours: compare within a row. A dash: "
+        f"not timed{', see below' if _absent(results) else ''}.{_few(results)}"
+        f"{_versions(results)}"
     )
     return "\n".join([*lines, *_absent(results)])
 
@@ -141,7 +143,7 @@ def measured(results: Results, peer: str) -> list[dict[str, Any]]:
 def ratios(results: Results, peer: str) -> list[float]:
     """How many times as fast as a peer Plait is, for the models that both ran."""
     if peer == BEST:
-        return [r["speedup"]["median"] for r in results["rows"] if "speedup" in r]
+        return [of_medians(row) for row in results["rows"] if "speedup" in row]
     return [r["seconds"][peer] / r["seconds"][OURS] for r in measured(results, peer)]
 
 
@@ -194,8 +196,20 @@ def _cost(seconds: float | None, peak: int | None) -> str:
 
 
 def ratio(row: Mapping[str, Any]) -> str:
-    """The speed over the best peer, with its interval."""
+    """The speed over the best peer, by medians and by rounds, the latter with its interval."""
     if "speedup" not in row:
         return "–"
     found = row["speedup"]
-    return f"{found['median']:.2f}× ({found['low']:.2f}–{found['high']:.2f})"
+    by_rounds = f"{found['median']:.2f}, {found['low']:.2f}–{found['high']:.2f}"
+    return f"{of_medians(row):.2f}× ({by_rounds})"
+
+
+def of_medians(row: Mapping[str, Any]) -> float:
+    """The median of the best peer over that of Plait, for a row that has both."""
+    best: float = row["seconds"][row["best_peer"]]
+    return best / row["seconds"][OURS]
+
+
+def worst(row: Mapping[str, Any]) -> float:
+    """The lower of the two ratios to the best peer; NaN for a row without."""
+    return min(of_medians(row), row["speedup"]["median"]) if "speedup" in row else math.nan

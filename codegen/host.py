@@ -1,4 +1,4 @@
-"""The machine this process runs on, for people and for the cost model: cores, caches, memory.
+"""The machine this process runs on, for people: cores, caches, memory.
 
 Read from `/proc` and `/sys`, so it needs no library; where they are missing (not Linux) a size that
 cannot be known is 0. What object code may use is decided by `plait.codegen.cpu`.

@@ -1,1 +1,1 @@
-"""Predicted cost of a kernel: the analytic roofline and the learned model."""
+"""Where a learned model of kernels' cost belongs; the analytic ones stand beside the schedules."""

@@ -45,7 +45,7 @@ class Options(BaseModel):
 
 
 # Names that torch gives meaning to. They differ in nothing here: a compiled call has no launch
-# overhead left to reduce, and no schedule is chosen by measuring.
+# overhead left to reduce, and schedules are measured by `plait tune` alone, whose records hold.
 MODES: Final = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs", "lite")
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.export import ExportedProgram
 
-from plait.frontend.export import CapturedModel, Dynamic, capture
+from plait.frontend.export import CapturedModel, capture
 from plait.ir.agreement import Agreement
 from plait.ir.errors import UnsupportedOp
 from plait.ir.knobs import thread_count
@@ -63,19 +63,18 @@ def compile_model(
     example_args: Sequence[Any] | None = None,
     *,
     name: str = "model",
-    dynamic: Dynamic | None = None,
     pipeline: str = DEFAULT_PIPELINE,
     cpu: str = "native",
     threads: int | None = None,
     hooks: Sequence[Hook] = (),
     progress: Progress | None = None,
 ) -> Standalone:
-    """Capture and compile a model; `source` and `dynamic` are as for `capture`.
+    """Capture and compile a model; `source` is as for `capture`.
 
     Raises `UnsupportedOp` for the first operator that would need torch, and the errors of `capture`
     and `compile_graph`.
     """
-    captured = capture(source, example_args, name=name, dynamic=dynamic)
+    captured = capture(source, example_args, name=name)
     return compile_captured(
         captured, pipeline=pipeline, cpu=cpu, threads=threads, hooks=hooks, progress=progress
     )

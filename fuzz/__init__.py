@@ -1,1 +1,1 @@
-"""The miscompile hunter: generation, oracles, reduction, campaigns."""
+"""What hunts miscompiles: random graphs, samples of every op, oracles to hold results to."""

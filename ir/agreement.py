@@ -1,11 +1,11 @@
 """When two results count as the same: the one definition for checks, tests, tools and the fuzzer.
 
 Float results agree when they differ by at most a fraction of the reference's largest magnitude,
-and by at most a tenth of that on average. Elements that are equal and far larger than all that
-differ are no measure of those: `-1e9` where a mask hides something. Integer and boolean results
-agree when they are equal. NaN and infinities must stand in the same places. Where float results
-differ by more, a float64 result of the same computation may judge: the candidate must not be
-further from it than the reference is.
+and by at most a tenth of that on average. Huge elements that are equal are no measure of others:
+they are what a mask hides something with. Integer and boolean results agree when they are equal.
+NaN and infinities must stand in the same places. Where float results differ by more, a float64
+result of the same computation may judge: the candidate must not be further from it than the
+reference is.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ BARS: dict[str, tuple[float, float]] = {
 }
 
 
-# An equal element this many times as large as all that differ counts only so many times as large.
-OUTLIER = 100.0
+# From this magnitude on, equal elements are taken for a mask's constant: -1e9, the least float.
+HUGE = 1e9
 
 
 @dataclass(frozen=True)
@@ -88,11 +88,10 @@ def compare(got: Array, want: Array, judge: Array | None = None) -> Agreement:
 
 
 def _scale(x: Array, y: Array) -> float:
-    """The largest magnitude of the reference `y`, or less if all that differs is far smaller."""
+    """The largest magnitude of the reference `y`, without huge elements that `x` shares."""
     magnitudes = np.abs(y)
-    differing = magnitudes[x != y]
-    largest = float(magnitudes.max())
-    return min(largest, OUTLIER * float(differing.max())) if differing.any() else largest
+    measures = magnitudes[(magnitudes < HUGE) | (x != y)]
+    return float(measures.max(initial=0.0))
 
 
 def _compare_exactly(got: Array, want: Array) -> Agreement:

@@ -70,9 +70,9 @@ def exp(x: Expr) -> Expr:
     Source: Cody and Waite, Software Manual for the Elementary Functions, 1980; the scaling in two
     steps keeps denormal results.
     """
-    r, power = _split_exp(_clamp(x, -104.0, 89.0))
+    r, power = _split_exp(clamp(x, -104.0, 89.0))
     low, high = _power_of_two(power)
-    return fma(fma(_horner(r, _EXP), r, 1.0), r, 1.0) * low * high
+    return fma(fma(horner(r, _EXP), r, 1.0), r, 1.0) * low * high
 
 
 def decay(x: Expr) -> Expr:
@@ -85,15 +85,15 @@ def decay(x: Expr) -> Expr:
     rounded = fma(held, _LOG2E, bias)
     r = _rest(held, rounded - bias)
     power = (rounded.bitcast(t.i32) << 23).bitcast(t.f32)
-    return fma(fma(_horner(r, _EXP), r, 1.0), r, 1.0) * power
+    return fma(fma(horner(r, _EXP), r, 1.0), r, 1.0) * power
 
 
 def expm1(x: Expr) -> Expr:
     """e**x - 1 within 1.58 ULP: 2**n (e**r - 1) + (2**n - 1), as in `exp`."""
-    r, power = _split_exp(_clamp(x, -18.0, 89.0))
+    r, power = _split_exp(clamp(x, -18.0, 89.0))
     low, high = _power_of_two(power)
     inverse = (lit(254 << 23, t.i32) - high.bitcast(t.i32)).bitcast(t.f32)
-    tail = fma(_horner(r, _EXPM1) * r, r, r)
+    tail = fma(horner(r, _EXPM1) * r, r, r)
     return _signed(fma(tail, low, low - inverse) * high, x)
 
 
@@ -103,18 +103,18 @@ def sigmoid(x: Expr) -> Expr:
     The small part of 1 + 2**n joins the polynomial before the large part is added, so that the
     denominator is rounded once.
     """
-    r, power = _split_exp(_clamp(x, -104.0, 18.0))
+    r, power = _split_exp(clamp(x, -104.0, 18.0))
     r = -r
     low, high = _power_of_two(power)
     whole = fma(low, high, 1.0)
     rest = fma(low, high, lit(1.0, t.f32) - whole)
-    return low / (fma(fma(_horner(r, _EXP), r, 1.0), r, rest) + whole) * high
+    return low / (fma(fma(horner(r, _EXP), r, 1.0), r, rest) + whole) * high
 
 
 def tanh(x: Expr) -> Expr:
     """tanh x within 1.35 ULP: an odd polynomial below 0.55, else 1 - 2 / (e**2|x| + 1)."""
     square = x * x
-    small = fma(_horner(square, _TANH) * square, x, x)
+    small = fma(horner(square, _TANH) * square, x, x)
     size = apply("abs", x)
     bias = _ROUND + 126.0  # half of e**2|x| is wanted
     capped = _at_most(size, 9.5)
@@ -123,7 +123,7 @@ def tanh(x: Expr) -> Expr:
     r = fma(n, -_LN2_LO / 2, fma(n, -_LN2_HI / 2, capped))
     doubled = tuple(c * 2.0 ** (k + 2) for k, c in enumerate(_EXP))
     power = (rounded.bitcast(t.i32) << 23).bitcast(t.f32)
-    half = fma(fma(_horner(r, doubled), r, 2.0), power * r, power + 0.5)
+    half = fma(fma(horner(r, doubled), r, 2.0), power * r, power + 0.5)
     return _signed(select(size < 0.55, small, 1.0 - 1.0 / half), x)
 
 
@@ -132,9 +132,9 @@ def erf(x: Expr) -> Expr:
 
     g approximates log2 of the complement; beyond 3.93 the result is 1.
     """
-    small = fma(_horner(x * x, _ERF), x, x)
+    small = fma(horner(x * x, _ERF), x, x)
     size = apply("abs", x)
-    fraction, power = _exp2(_horner(_at_most(size, 3.93), _ERFC_LOG2))
+    fraction, power = exp2_factors(horner(_at_most(size, 3.93), _ERFC_LOG2))
     return select(size > 0.95, _signed(fma(-fraction, power, 1.0), x), small)
 
 
@@ -144,7 +144,7 @@ def gelu(x: Expr) -> Expr:
     Beyond 6, where that is below 6e-9, it is 0; -infinity gives NaN, as 0 times infinity does.
     """
     size = apply("abs", x)
-    fraction, power = _exp2(_horner(size, _TAIL_LOG2))
+    fraction, power = exp2_factors(horner(size, _TAIL_LOG2))
     tail = select(size > 6.0, lit(0.0, t.f32), fraction * power * size)
     return select(x > 0.0, x, x * 0.0) - tail
 
@@ -157,7 +157,7 @@ def log(x: Expr) -> Expr:
     exponent = (bits - 0x3F2AAAAB) & -(2**23)
     m = (bits - exponent).bitcast(t.f32) - 1.0
     n = fma(exponent.cast(t.f32), 2.0**-23, select(denormal, lit(-23.0, t.f32), 0.0))
-    value = fma(n, _LN2_HI, fma(_horner(m, _LOG), m * m, m))
+    value = fma(n, _LN2_HI, fma(horner(m, _LOG), m * m, m))
     value = select(x < _INF, value, x)
     return select(x > 0.0, value, select(x.eq(0.0), lit(-_INF, t.f32), _NAN))
 
@@ -171,7 +171,7 @@ def log1p(x: Expr) -> Expr:
     scale4 = (lit(0x40800000, t.i32) - exponent).bitcast(t.f32)
     m = (x.bitcast(t.i32) - exponent).bitcast(t.f32) + fma(scale4, 0.25, -1.0)
     n_ln2 = 2.0**-23 * _LN2_HI
-    value = fma(exponent.cast(t.f32), n_ln2, fma(_horner(m, _LOG1P), m * m, m))
+    value = fma(exponent.cast(t.f32), n_ln2, fma(horner(m, _LOG1P), m * m, m))
     value = select(x < _INF, select(x.eq(0.0), x, value), x)
     return select(x > -1.0, value, select(x.eq(-1.0), lit(-_INF, t.f32), _NAN))
 
@@ -193,7 +193,7 @@ def rsqrt(x: Expr) -> Expr:
     return 1.0 / apply("sqrt", x)
 
 
-def _horner(x: Expr, coefficients: Sequence[float]) -> Expr:
+def horner(x: Expr, coefficients: Sequence[float]) -> Expr:
     """The polynomial with these coefficients, lowest degree first."""
     value = fma(x, coefficients[-1], coefficients[-2])
     for c in reversed(coefficients[:-2]):
@@ -205,7 +205,7 @@ def _at_most(x: Expr, bound: float) -> Expr:
     return select(x > bound, lit(bound, t.f32), x)
 
 
-def _clamp(x: Expr, low: float, high: float) -> Expr:
+def clamp(x: Expr, low: float, high: float) -> Expr:
     """`x` held in [low, high]; NaN stays."""
     capped = _at_most(x, high)
     return select(capped < low, lit(low, t.f32), capped)
@@ -218,12 +218,12 @@ def _split_exp(x: Expr) -> tuple[Expr, Expr]:
     return _rest(x, rounded - bias), rounded.bitcast(t.i32)
 
 
-def _exp2(x: Expr) -> tuple[Expr, Expr]:
+def exp2_factors(x: Expr) -> tuple[Expr, Expr]:
     """Two factors of 2**x, -126 <= x <= 127: of its fraction, within [-1/2, 1/2], and the rest."""
     bias = _ROUND + 127.0
     rounded = x + bias
     power = (rounded.bitcast(t.i32) << 23).bitcast(t.f32)
-    return _horner(x - (rounded - bias), _EXP2), power
+    return horner(x - (rounded - bias), _EXP2), power
 
 
 def _rest(x: Expr, n: Expr) -> Expr:
@@ -265,7 +265,7 @@ def _sin_half_turns(turn: Expr, flip: Expr) -> Expr:
     signed = (turn.bitcast(t.i64) ^ flip).bitcast(t.f64)
     r = (signed * _PI).cast(t.f32)
     square = r * r
-    return fma(_horner(square, _SIN) * square, r, r)
+    return fma(horner(square, _SIN) * square, r, r)
 
 
 TABLE: dict[str, Callable[[Expr], Expr]] = {

@@ -74,10 +74,10 @@ _SIZE = "a size such as 500M or 2G"
 KNOBS: dict[str, Knob[Any]] = {}
 
 
-def _natural(low: int) -> Callable[[str], int]:
+def _natural(low: int, high: int | None = None) -> Callable[[str], int]:
     def parse(text: str) -> int:
         value = int(text)
-        if value < low:
+        if value < low or (high is not None and value > high):
             raise ValueError(text)
         return value
 
@@ -115,11 +115,11 @@ def available_cpus() -> int:
 
 DEBUG = Knob(
     "PLAIT_DEBUG",
-    _natural(0),
+    _natural(0, 6),
     lambda: 0,
     "a number from 0 to 6",
-    "how much to tell: 1 tracebacks and devices, 2 time and bytes per kernel, 3 fusion and "
-    "schedule decisions, 4 generated code, 5 IR after each pass, 6 every rewrite",
+    "how much to tell, each level with those before: 1 tracebacks, 2 what a compilation took, 3 "
+    "kernels and their schedules, 4 code as it is generated, 5 IR after each pass, 6 every rewrite",
 )
 LOGS = Knob(
     "PLAIT_LOGS",
@@ -140,7 +140,7 @@ CACHE_LIMIT = Knob(
     _size,
     lambda: 2 << 30,
     _SIZE,
-    "the size that `plait cache gc` brings the cache down to",
+    "the size that `plait cache gc` brings the cache down to; nothing else removes entries",
 )
 NUM_THREADS = Knob(
     "PLAIT_NUM_THREADS",

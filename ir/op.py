@@ -62,7 +62,9 @@ class Op:
     `infer` is the type rule, run on ints and on symbols; `compute` the meaning as scalar
     expressions, None for opaque ops and composites without one; `reference` the numpy function
     `(call, *arrays)`; `decompose` the rewrite of a composite `(builder, call, *values)`.
-    Traits: elementwise, commutative, reduction, contraction, movement, composite, opaque.
+    Traits: elementwise, commutative; reduction (over whole dimensions); contraction, window, scan
+    (sums over a space of their own, each the anchor of a kernel); movement, gather, layout, source
+    (compute nothing); composite; opaque, host (run by torch), kernel.
     """
 
     name: str

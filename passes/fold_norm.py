@@ -1,4 +1,4 @@
-"""Folding batch norms with constant statistics into the convolution or product before them."""
+"""Folding batch norms with constant statistics into the convolution before them."""
 
 from __future__ import annotations
 

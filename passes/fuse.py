@@ -1,9 +1,9 @@
 """Fusion: every computation goes into a kernel with as much of its neighbourhood as fits.
 
-A kernel has at most one anchor (contraction, window, attention, recurrence) with the elementwise
-nodes that follow it; or it is a loop nest over one space: elementwise nodes and reductions over
-one set of dimensions.  Cheap movement (slices, broadcasts, iota, scalars) is copied into its
-readers, so that it never exists in memory.
+A kernel has at most one anchor (contraction, window, scan, or a composite taken whole), a
+contraction or a window with the elementwise nodes that follow it; or it is a loop nest over one
+space: elementwise nodes and reductions over one set of dimensions.  Cheap movement (slices,
+broadcasts, iota, scalars) is copied into its readers, so that it never exists in memory.
 """
 
 from __future__ import annotations
@@ -17,26 +17,34 @@ from plait.ir.builder import Builder, Value
 from plait.ir.dims import Dim
 from plait.ir.graph import Attrs, Graph, Node
 from plait.ir.layout import is_view
-from plait.ir.ops.recurrent import RECURRENT
 from plait.ir.verify import fail
 from plait.passes.context import Context
 from plait.passes.layout import row_space
 from plait.passes.pipeline import Pass, register_pass
 from plait.passes.rewrite import eliminate_dead
 
-ANCHORS = frozenset({
-    "dot_general", "conv", "attention", *RECURRENT, "max_pool", "sum_pool", "cumsum",
-})  # fmt: skip
-WITH_EPILOGUE = frozenset({"dot_general", "conv", "max_pool", "sum_pool"})
+# Traits of ops that compute over a space of their own; composites are left where a target takes
+# them whole.
+ANCHORS = frozenset({"contraction", "window", "scan", "composite"})
+WITH_EPILOGUE = frozenset({"contraction", "window"})
 # Anchors that read operands through index arithmetic, and so take inlined movement.
 READS_ANYWHERE = frozenset({"dot_general", "attention"})
 INLINE = frozenset({"slice", "broadcast_to", "iota"})
 VIEWS = frozenset({"reshape", "transpose", "relayout"})
 
 
+def _has_any(op: str, traits: frozenset[str]) -> bool:
+    return not traits.isdisjoint(ops.get(op).traits)
+
+
+def is_anchor(op: str) -> bool:
+    """Whether a kernel can have but one op of this name, around which it is made."""
+    return _has_any(op, ANCHORS)
+
+
 def anchors(body: Graph) -> list[int]:
     """The nodes of a body that are anchors."""
-    return [k for k, node in enumerate(body.nodes) if node.op in ANCHORS]
+    return [k for k, node in enumerate(body.nodes) if is_anchor(node.op)]
 
 
 @dataclass(eq=False)
@@ -65,7 +73,7 @@ class Fuser:
             return "scalar" if node.types[0].rank == 0 else "constant"
         if node.op in VIEWS and is_view(node, self.graph.types[node.operands[0]]):
             return "view"
-        if node.op in ANCHORS:
+        if is_anchor(node.op):
             return "anchor"
         if node.op in INLINE:
             return "inline"
@@ -123,7 +131,7 @@ class Fuser:
     def _grow_epilogue(self, anchor: int) -> None:
         """Take the elementwise nodes that alone read the anchor's result, and so on."""
         members = [anchor]
-        if self.graph.nodes[anchor].op in WITH_EPILOGUE:
+        if _has_any(self.graph.nodes[anchor].op, WITH_EPILOGUE):
             while following := self._following(members[-1], self.limit - len(members)):
                 members += following
         self._new_group(members, anchor)

@@ -11,12 +11,16 @@ from plait.ir.agreement import compare
 from plait.ir.errors import PassMismatch, VerifyError
 from plait.ir.interp import interpret
 from plait.ir.verify import verify
+from plait.passes.memory_check import check_plan
 from plait.passes.pipeline import Event
 
 
 def verify_each(event: Event) -> None:
-    """Check the graph's invariants, its stage's contract and its unchanged signature."""
+    """Check the graph's invariants, its stage's contract, its unchanged signature, and its memory
+    plan once it has one."""
     verify(event.after, event.applied.leaves)
+    if event.context.plan is not None:
+        check_plan(event.after, event.context.plan)
     for what, before, after in (
         ("inputs", event.before.input_types, event.after.input_types),
         ("outputs", event.before.output_types, event.after.output_types),

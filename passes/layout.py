@@ -80,7 +80,7 @@ def place(b: Builder, node: Node, operands: tuple[Value, ...], last: bool) -> tu
     """Emit `node` with the layout chosen for its result."""
     layout: tuple[int, ...] | None = None
     x = operands[0] if operands else None
-    if node.op in ("conv", "max_pool", "sum_pool"):
+    if node.op == "conv" or ops.has_trait(node.op, "window"):
         assert x is not None
         if last:
             wanted = channels_last(x.rank)

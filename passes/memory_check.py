@@ -7,20 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from plait.ir import op as ops
 from plait.ir.errors import PlanError
 from plait.ir.graph import Graph, Node
 from plait.ir.layout import strides
-from plait.ir.ops.recurrent import RECURRENT
 from plait.ir.types import LINE_BYTES, TensorType
 
 if TYPE_CHECKING:
     from plait.passes.memory import MemoryPlan
-
-# Ops whose result at a place may need their operand at other places.
-READS_ELSEWHERE = frozenset({
-    "slice", "take", "gather", "pad", "concat", "reverse", "transpose", "reshape", "broadcast_to",
-    "dot_general", "conv", "attention", *RECURRENT, "max_pool", "sum_pool", "cumsum", "kernel",
-})  # fmt: skip
 
 
 def check_plan(graph: Graph, plan: MemoryPlan) -> None:
@@ -260,7 +254,7 @@ def _place_by_place(graph: Graph, k: int, v: int, operand: int) -> bool:
         touched = reached & set(node.operands)
         if not touched or node.op.startswith("reduce_"):
             continue
-        plain = node.op not in READS_ELSEWHERE
+        plain = ops.has_trait(node.op, "elementwise")
         same = node.types[0].shape == body.types[out].shape and _same_places(
             node.types[0], body.types[position]
         )

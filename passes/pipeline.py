@@ -14,7 +14,10 @@ from typing import Any, ClassVar, TypeAlias, TypeVar
 
 from plait.ir.errors import ParseError, PassFailure, PlaitError, UnknownName
 from plait.ir.graph import Graph
+from plait.ir.logs import logger
 from plait.passes.context import Context
+
+_log = logger(__name__)
 
 DEFAULT_PIPELINE = (
     "canonicalize,fold-batch-norm,decompose,canonicalize,layout,legalize-math,fuse,select,"
@@ -105,6 +108,7 @@ class Pipeline:
                 failure.add_note(f"pipeline: {self}")
                 raise failure from error
             seconds = time.perf_counter() - began
+            _log.debug("%s, in %.3f s:\n%s", step, seconds, after)
             for hook in hooks:
                 hook(Event(k, step, graph, after, seconds, context))
             graph = after

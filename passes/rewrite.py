@@ -12,8 +12,10 @@ from plait.ir import op as ops
 from plait.ir.builder import Builder, Value
 from plait.ir.errors import RewriteLoop, VerifyError
 from plait.ir.graph import Attrs, Graph, Node
+from plait.ir.logs import logger
 from plait.passes.context import Context
 
+_log = logger(__name__)
 Replacement: TypeAlias = "Value | tuple[Value, ...] | None"
 
 
@@ -25,7 +27,6 @@ class Match:
     node: Node
     operands: tuple[Value, ...]
     counts: Mapping[int, int]
-    context: Context
 
     @property
     def attrs(self) -> Attrs:
@@ -181,11 +182,12 @@ def _round(
 
     def visit(b: Builder, node: Node, operands: tuple[Value, ...]) -> Replacement:
         for r in by_op.get(node.op, ()):
-            found = r.rewrite(Match(b, node, operands, readers, context))
+            found = r.rewrite(Match(b, node, operands, readers))
             if found is not None:
                 _check_replacement(r, node, found)
                 context.fired[r.name] += 1
                 recent.append(r.name)
+                _log.debug("%s at %s (%s)", r.name, node.op, node.loc or "no source")
                 return found
         return None
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from threading import Barrier
+from threading import Barrier, BrokenBarrierError
 
 import numpy as np
 
@@ -136,15 +136,23 @@ def _shortest(work: Callable[[int], object], tries: int, threads: int) -> float:
     together = Barrier(threads)
 
     def run(k: int) -> list[tuple[float, float]]:
-        os.sched_setaffinity(0, {cpus[k % len(cpus)]})
         spans = []
-        for _ in range(tries):
-            together.wait()
-            begin = time.perf_counter()
-            work(k)
-            spans.append((begin, time.perf_counter()))
+        try:
+            os.sched_setaffinity(0, {cpus[k % len(cpus)]})
+            for _ in range(tries):
+                together.wait()
+                begin = time.perf_counter()
+                work(k)
+                spans.append((begin, time.perf_counter()))
+        except BaseException:
+            together.abort()  # or the others would wait for this one for ever
+            raise
         return spans
 
     with ThreadPoolExecutor(threads) as pool:
-        spans = np.array(list(pool.map(run, range(threads))))  # [threads, tries, 2]
+        runs = [pool.submit(run, k) for k in range(threads)]
+    failures = [error for r in runs if (error := r.exception()) is not None]
+    for error in sorted(failures, key=lambda e: isinstance(e, BrokenBarrierError)):
+        raise error  # what broke the barrier before those that it broke for
+    spans = np.array([r.result() for r in runs])  # [threads, tries, 2]
     return float((spans[:, :, 1].max(axis=0) - spans[:, :, 0].min(axis=0)).min())

@@ -23,6 +23,7 @@ from plait.ir import op as ops
 from plait.ir.errors import PlanError, TargetMismatch, Unsupported, UnsupportedOp
 from plait.ir.graph import Attrs, Graph
 from plait.ir.knobs import available_cpus, thread_count
+from plait.ir.logs import logger
 from plait.ir.types import TensorType, bf16
 from plait.passes.context import Context
 from plait.passes.hooks import Timing
@@ -39,6 +40,7 @@ from plait.runtime.loader import Library
 from plait.runtime.opening import open_tvm
 from plait.runtime.planning import make_plan
 
+_log = logger(__name__)
 SELECTIONS, MACHINES = "selections", "machines"  # kinds of cache entries
 _MOVES = frozenset({"movement", "gather", "layout"})  # traits of ops that compute nothing
 Progress = Callable[[str, int, int], None]
@@ -154,7 +156,7 @@ def compile_graph(
     stages = {"imported": str(graph), "lowered": str(lowered)} if keep_stages else {}
     seconds = {**stopwatch.seconds, "total": sum(stopwatch.seconds.values())}
     seconds |= {f"pass.{name}": spent for name, spent in timing.seconds}
-    return Module(
+    module = Module(
         lowered,
         plan,
         context.plan,
@@ -166,6 +168,19 @@ def compile_graph(
         seconds,
         builder.built,
     )
+    _tell(module)
+    return module
+
+
+def _tell(module: Module) -> None:
+    """What a compilation made, for whoever listens."""
+    plan, count = module.plan, len(module.kernels)
+    spent = ", ".join(f"{stage} {seconds:.3f} s" for stage, seconds in module.seconds.items())
+    _log.info("%s: %d kernels, %d of them built: %s", plan.name, count, module.built, spent)
+    _log.info("arena %d bytes, weights %d bytes", plan.arena_bytes, plan.weights_bytes)
+    for kernel in module.kernels:
+        what = kernel.symbol, kernel.schedule, kernel.loc or "no source", kernel.calls
+        _log.debug("%s %s (%s), called %d times", *what)
 
 
 class _Stopwatch:

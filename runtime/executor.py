@@ -164,8 +164,9 @@ class CompiledModel:
         return tuple(results)
 
     def release_memory(self) -> None:
-        """Give back the arenas that no run is using."""
+        """Give back the arenas that no run is using, and the memory kept for large results."""
         self._frames.clear()
+        self._new_outputs = [maker(t) for t in self.plan.outputs]
 
     def _take_frame(self) -> _Frame:
         try:

@@ -27,15 +27,6 @@ def scratch(size: int, name: str) -> Any:
     return tirx.decl_buffer((size,), "float32", name=name)
 
 
-def polynomial(name: str, x: PrimExpr) -> PrimExpr:
-    """The vectorisable form of a function, `plait.ir.approx`."""
-    argument = e.Load(0, (), t.f32)
-    return lower(approx.TABLE[name](argument), lambda k, index: x, {})
-
-
-# 2**u on |u| <= 1/2: a weighted minimax fit, relative error 2e-7 with rounding.
-_POWER = (1.0, 6.931470037e-1, 2.402224392e-1, 5.550710857e-2, 9.671491571e-3, 1.326987171e-3)
-_ROUND = 1.5 * 2.0**23 + 127  # x + _ROUND is x rounded to an integer, its low bits n + 127
 LOG2E = 1.4426950408889634
 
 
@@ -43,13 +34,8 @@ def weight(x: PrimExpr) -> PrimExpr:
     """2**x for x <= 0 or NaN, 0 below 2**-126: half the work of `exp`, for softmax in base 2."""
     argument = e.Load(0, (), t.f32)
     held = e.select(argument < -127.0, e.lit(-127.0, t.f32), argument)
-    rounded = held + _ROUND
-    rest = held - (rounded - _ROUND)
-    value = e.fma(rest, _POWER[-1], _POWER[-2])
-    for c in reversed(_POWER[:-2]):
-        value = e.fma(value, rest, c)
-    power = (rounded.bitcast(t.i32) << 23).bitcast(t.f32)
-    return lower(value * power, lambda k, index: x, {})
+    fraction, power = approx.exp2_factors(held)
+    return lower(fraction * power, lambda k, index: x, {})
 
 
 def bounded(index: PrimExpr, last: int, needed: bool) -> PrimExpr:

@@ -8,6 +8,7 @@ wrapper, which takes 12 ms more to compile and which a module can call from one 
 
 from __future__ import annotations
 
+import logging
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,9 @@ from plait.codegen.cpu import CpuTarget, checked_features, host_features
 from plait.codegen.plan import Code
 from plait.codegen.tvm.parts import parts_of
 from plait.ir.errors import CompileFailure, PlaitError, UnknownName
+from plait.ir.logs import logger
+
+_log = logger(__name__)
 
 MACHINE = "x86_64"
 STACK_BYTES = 4096  # smaller buffers lie on the stack, or in registers: 32 hold half as much
@@ -122,6 +126,8 @@ def compile_many(
             raise
         except Exception as error:
             raise CompileFailure(kernel=job.symbol, message=_first_line(error)) from error
+        if _log.isEnabledFor(logging.DEBUG):
+            _log.debug("%s:\n%s", job.symbol, func.script())
         code = Code(compile_kernel(func, job.symbol, target), parts_of(func))
         if done is not None:
             done(job, code)

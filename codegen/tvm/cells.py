@@ -14,6 +14,7 @@ from plait.codegen.tvm.loops import put
 from plait.codegen.tvm.lower import lower
 from plait.ir import expr as e
 from plait.ir import types as t
+from plait.ir.approx import clamp, horner
 from plait.ir.expr import Expr
 
 PrimExpr = Any
@@ -30,15 +31,10 @@ TANH_BOUNDS = -9.5, 9.5  # beyond them tanh is -1 or 1
 
 def power_parts(x: Expr, factor: float, bounds: tuple[float, float]) -> tuple[Expr, Expr, Expr]:
     """p, r and q with e**(factor x) = p (1 + r q), for x held to `bounds`; NaN stays NaN."""
-    low, high = bounds
-    held = e.select(x > high, e.lit(high, t.f32), x)
-    held = e.select(held < low, e.lit(low, t.f32), held)
+    held = clamp(x, *bounds)
     rounded = e.fma(held, factor * _LOG2E, _ROUND)
     rest = e.fma(held, factor * _LOG2E, -(rounded - _ROUND))
-    value = e.fma(rest, _POWER[-1], _POWER[-2])
-    for c in reversed(_POWER[:-2]):
-        value = e.fma(value, rest, c)
-    return (rounded.bitcast(t.i32) << 23).bitcast(t.f32), rest, value
+    return (rounded.bitcast(t.i32) << 23).bitcast(t.f32), rest, horner(rest, _POWER)
 
 
 def sigmoid_below(x: Expr) -> Expr:

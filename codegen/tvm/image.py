@@ -16,7 +16,7 @@ from tvm import tirx
 
 from plait.codegen.conv_tiles import WindowShape, window_shape
 from plait.codegen.tvm.access import Access, flat_reads
-from plait.codegen.tvm.loops import Memory, Parameters, along, loop, prefetch, sequence
+from plait.codegen.tvm.loops import Memory, Parameters, along, indexed, loop, prefetch, sequence
 from plait.codegen.tvm.register_tile import ask_loads, is_heavy
 from plait.codegen.tvm.scalars import const
 from plait.ir import op as ops
@@ -227,8 +227,8 @@ class Image:
             self.height, self.width = s.h + s.low[0] + s.high[0], s.w + s.low[1] + s.high[1]
             self.pixels = c == 1 and (w == s.c or s.w == 1)
             self.steps = self._copied_steps()
-            self.buffer = tirx.decl_buffer((s.n * s.c * self.height * self.width,), "float32",
-                                           name="padded")  # fmt: skip
+            size = indexed(s.n * s.c * self.height * self.width, "the padded data of a convolution")
+            self.buffer = tirx.decl_buffer((size,), "float32", name="padded")
             self.start = 0
         else:
             self.buffer, self.steps = ports.data, windowed.steps

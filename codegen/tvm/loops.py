@@ -102,11 +102,13 @@ class Flat:
 
 def size_of(type: TensorType) -> int:
     """The elements of a tensor; `Unsupported` if their positions do not fit int32."""
-    size = math.prod(type.static("TVM code generation"))
+    return indexed(math.prod(type.static("TVM code generation")), f"a tensor of {type}")
+
+
+def indexed(size: int, what: str) -> int:
+    """`size`, the elements of a buffer; `Unsupported` if their positions do not fit int32."""
     if size > _MOST:
-        raise Unsupported(
-            f"a tensor of {type} has {size} elements, but CPU kernels index at most {_MOST}"
-        )
+        raise Unsupported(f"{what} has {size} elements, but CPU kernels index at most {_MOST}")
     return size
 
 

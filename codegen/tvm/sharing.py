@@ -80,7 +80,7 @@ def shared(
 ) -> Stmt:
     """`item` at 0..count-1, by threads that take neighbours as they go; each has `own` buffers."""
     buffers = [tirx.AllocBuffer(b) for b in own]
-    parts = min(count, parts_for(threads))
+    parts = min(count, parts_for(threads), MOST_PARTS)
     if parts < 2:
         return sequence([*buffers, loop(count, item, None, "k")])
     sharing = Sharing(parts)

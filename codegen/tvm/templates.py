@@ -17,14 +17,14 @@ from plait.codegen.tvm.recurrent import RECURRENT
 from plait.codegen.tvm.stripes import STRIPES
 from plait.codegen.tvm.window import DEPTHWISE, POOL
 from plait.codegen.tvm.winograd import WINOGRAD
+from plait.ir import op as ops
 from plait.ir.graph import Graph
 from plait.passes.fuse import anchors
 from plait.passes.select import Selection
 
 
 def _choose_generic(body: Graph, constant: tuple[bool, ...], threads: int) -> Selection | None:
-    single = ("dot_general", "conv", "max_pool", "sum_pool", "cumsum")
-    fits = any(n.op in single for n in body.nodes)
+    fits = any(not ops.has_trait(body.nodes[k].op, "composite") for k in anchors(body))
     return Selection("generic") if fits else None
 
 

@@ -392,7 +392,14 @@ def _to_copy(cx: Capture, x: Value, *_: Any, **__: Any) -> Value:
 
 
 @captures("aten.clone.default", "aten.alias.default", "aten.detach.default",
-          "aten.contiguous.default", "aten.lift_fresh_copy.default", "aten.lift_fresh.default",
-          "aten.dropout.default")  # fmt: skip
+          "aten.contiguous.default", "aten.lift_fresh_copy.default",
+          "aten.lift_fresh.default")  # fmt: skip
 def _same(cx: Capture, x: Value, *_: Any, **__: Any) -> Value:
+    return x
+
+
+@captures("aten.dropout.default")
+def _dropout(cx: Capture, x: Value, p: float, train: bool) -> Value:
+    if train:
+        raise NotImplementedError("dropout while training")
     return x

@@ -34,7 +34,7 @@ def compile(
     """Compile a model for inference: call the result with numpy arrays, or `save` it to a file.
 
     `model` is a module with `example_args`, an exported program, the path of a `.pt2` file or
-    `package.module:factory`. Options: `name`, `dynamic`, `pipeline`, `cpu`, `threads`; see
+    `package.module:factory`. Options: `name`, `pipeline`, `cpu`, `threads`; see
     `plait.frontend.standalone.compile_model`.
     """
     from plait.frontend.standalone import compile_model
@@ -42,11 +42,13 @@ def compile(
     return compile_model(model, example_args, **options)
 
 
-def load(path: str | Path, threads: int | None = None) -> CompiledModel:
+def load(path: str | Path, threads: int | None = None, check: bool = True) -> CompiledModel:
     """Load an artifact; needs neither torch nor the compiler.
+
+    The file is mapped, and read once for its digests; `check=False` trusts them.
 
     Raises `plait.ir.errors.ArtifactError` for a file that is damaged, newer, or for another CPU.
     """
     from plait.runtime.artifact import Artifact
 
-    return Artifact.open(Path(path)).load(threads)
+    return Artifact.open(Path(path), check).load(threads)

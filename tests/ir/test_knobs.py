@@ -28,6 +28,7 @@ def test_with_beats_environment_beats_default(monkeypatch: pytest.MonkeyPatch) -
     [
         ("PLAIT_DEBUG", "loud"),
         ("PLAIT_DEBUG", "-1"),
+        ("PLAIT_DEBUG", "7"),
         ("PLAIT_NUM_THREADS", "0"),
         ("PLAIT_CACHE_LIMIT", "2 apples"),
     ],
@@ -59,6 +60,28 @@ def test_log_spec() -> None:
     assert levels == {"plait.passes": logging.DEBUG, "plait.runtime.cache": logging.INFO}
     with pytest.raises(UsageError, match="level 'loud'"):
         logs.parse_spec("passes:loud")
+    for wrong in ("pases", "passes.fuze", "passes.fuse.deeper"):
+        with pytest.raises(UsageError, match=f"there is no '{wrong}' to log"):
+            logs.parse_spec(wrong)
+
+
+@pytest.mark.parametrize(
+    ("level", "heard"),
+    [(1, (False, False, False)), (2, (True, False, False)), (3, (True, True, False)),
+     (6, (True, True, True))],
+)  # fmt: skip
+def test_debug_is_a_ladder(
+    level: int, heard: tuple[bool, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = logging.getLogger("plait.runtime.compiler")
+    rewrite = logging.getLogger("plait.passes.rewrite")
+    monkeypatch.setenv("PLAIT_DEBUG", str(level))
+    logs.configure()
+    found = compiler.isEnabledFor(logging.INFO), compiler.isEnabledFor(logging.DEBUG)
+    assert (*found, rewrite.isEnabledFor(logging.DEBUG)) == heard
+    monkeypatch.setenv("PLAIT_DEBUG", "0")
+    logs.configure()
+    assert not compiler.isEnabledFor(logging.INFO)
 
 
 def test_configure_replaces_its_own_handler(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,8 +36,6 @@ HEAVY: dict[str, list[str]] = {
     "tvm_ffi": ["codegen/tvm/*.py"],
     "tvm_ffi_orcjit": [],
     "triton": ["codegen/triton/*.py"],
-    "ortools": [],
-    "networkx": [],
     "torch_mlir": ["ir/mlir/*.py"],
     "sklearn": [],
     "scipy": [],
@@ -177,7 +175,7 @@ from plait.cli.main import main
 sys.argv = ["plait", "--help"]
 code = main()
 assert code == 0, code
-heavy = {"torch", "tvm", "tvm_ffi", "triton", "ortools", "torch_mlir", "numpy"} & set(sys.modules)
+heavy = {"torch", "tvm", "tvm_ffi", "triton", "torch_mlir", "numpy"} & set(sys.modules)
 assert not heavy, f"plait --help imports {heavy}"
 """
     assert "doctor" in run_python(code)
@@ -187,7 +185,7 @@ def test_pure_packages_load_no_heavy_library() -> None:
     code = """
 import sys
 import plait.ir, plait.passes, plait.costmodel, plait.codegen, plait.runtime, plait.fuzz
-heavy = {"torch", "tvm", "tvm_ffi", "triton", "ortools", "torch_mlir"} & set(sys.modules)
+heavy = {"torch", "tvm", "tvm_ffi", "triton", "torch_mlir"} & set(sys.modules)
 assert not heavy, f"a package imports {heavy}"
 """
     run_python(code)

@@ -16,6 +16,7 @@ import pytest
 pytest.importorskip("tvm", reason="TVM comes with the compile extra")
 
 from plait.codegen.plan import Call, Copy, PointerArg
+from plait.ir import op as ops
 from plait.ir import types as t
 from plait.ir.builder import Builder, Value
 from plait.ir.dims import symbol
@@ -359,3 +360,19 @@ def test_unnamed_inputs_get_names_that_others_do_not_have(cache: KernelCache) ->
     y = b.input(TensorType(t.f32, (4,)))
     plan = compile_graph(b.finish([x + y]), cache=cache).plan
     assert [spec.name for spec in plan.inputs] == ["input1", "input1_2"]
+
+
+@pytest.mark.parametrize("like", ["cumsum", "sum_pool"])
+def test_a_new_op_with_sums_of_its_own(
+    like: str, cache: KernelCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its traits say all that fusion, layout and the templates need to know of it."""
+    monkeypatch.setitem(ops.OPS, "new", replace(ops.get(like), name="new"))
+    attrs: dict[str, Any] = {"axis": 1}
+    if like == "sum_pool":
+        plain = {"window": (2, 2), "stride": (1, 1), "low": (0, 0), "high": (0, 0)}
+        attrs = {**plain, "dilation": (1, 1)}
+    graph = make(lambda b, x: b.emit("new", x, **attrs) * 2, TensorType(t.f32, (2, 3, 4, 5)))
+    x = RNG.standard_normal((2, 3, 4, 5), np.float32)
+    (got,) = compile_graph(graph, cache=cache, hooks=[verify_each]).load()(x)
+    np.testing.assert_allclose(got, interpret(graph, [x])[0], rtol=1e-5, atol=1e-6)

@@ -36,6 +36,7 @@ def results(**speeds: float | None) -> dict[str, Any]:
         }
         if speed is not None:
             seconds["plait"] = 1 / speed
+            row["best_peer"] = "eager"
             row["speedup"] = {"median": speed, "low": speed, "high": speed}
         rows.append(row)
     return {
@@ -80,6 +81,15 @@ def test_bars(speeds: dict[str, float | None], holds: bool, capsys: Any) -> None
     assert ("MISSED" not in capsys.readouterr().out) is holds
 
 
+def test_a_model_is_behind_by_its_medians_or_by_its_rounds(capsys: Any) -> None:
+    for medians, rounds in ((0.99, 1.1), (1.1, 0.99)):
+        found = results(mlp=medians, lstm=9.0)
+        found["rows"][0]["speedup"]["median"] = rounds
+        assert not suite.bars(found, ["mlp", "lstm"])
+        assert "0.99" in capsys.readouterr().out
+        assert f"{medians:.2f}× ({rounds:.2f}, " in tables.table(found)
+
+
 def test_a_model_without_a_row_misses_its_bar(capsys: Any) -> None:
     assert not suite.bars(results(mlp=9.0), ["mlp", "gpt2"])
     assert "gpt2: speed over the best peer" in capsys.readouterr().out
@@ -92,7 +102,7 @@ def test_no_bar_holds_without_a_number() -> None:
 
 def test_the_table_marks_what_is_fastest_and_what_is_absent() -> None:
     text = tables.table(results(mlp=2.0, lstm=None))
-    assert "| mlp | 1e+03 | 1e+03 | – | – | **500** | 2.00× (2.00–2.00) |" in text
+    assert "| mlp | 1e+03 | 1e+03 | – | – | **500** | 2.00× (2.00, 2.00–2.00) |" in text
     assert "median of 3 interleaved rounds" in text
     assert "5 threads, Some CPU with 7 cores" in text
 

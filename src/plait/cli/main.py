@@ -69,7 +69,7 @@ def build_app() -> typer.Typer:
     )
     app.callback()(_callback)
     for module, name in COMMANDS:
-        app.command(name)(getattr(import_module(module), name.replace("-", "_")))
+        app.command(name)(getattr(import_module(module), name))
     for name, module, attribute in GROUPS:
         app.add_typer(getattr(import_module(module), attribute), name=name)
     return app

@@ -97,14 +97,12 @@ def console() -> Console:
     return Console(width=width, highlight=False, soft_wrap=True)
 
 
-def print_table(
-    where: Console, columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = ""
-) -> None:
+def print_table(where: Console, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """A table; columns whose name ends in `>` are right-aligned."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in columns:
         table.add_column(name.rstrip(">"), justify="right" if name.endswith(">") else "left")
     for row in rows:
