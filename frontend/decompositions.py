@@ -50,9 +50,17 @@ def _table() -> dict[Any, Callable[..., Any]]:
     return kept | rules.RULES
 
 
-def table() -> dict[Any, Callable[..., Any]]:
-    """A fresh copy of the decompositions to apply, for export and for AOTAutograd alike."""
-    return dict(_table())
+# Torch's rule gives the weights where the operator gives what its gradient needs.
+NOT_WITH_GRADIENTS: Final = (torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,)
+
+
+def table(gradients: bool = False) -> dict[Any, Callable[..., Any]]:
+    """A fresh copy of the decompositions to apply, for export and for AOTAutograd.
+
+    With `gradients`, those of a graph that has a backward part.
+    """
+    dropped = NOT_WITH_GRADIENTS if gradients else ()
+    return {op: rule for op, rule in _table().items() if op not in dropped}
 
 
 @cache

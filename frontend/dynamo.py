@@ -71,7 +71,7 @@ def plait(
         fw_compiler=partial(_compile, settings, "forward"),
         bw_compiler=partial(_compile, settings, "backward"),
         inference_compiler=partial(_compile, settings, "inference", plain=direct),
-        decompositions=decompositions.table(),
+        decompositions=decompositions.table(gradients=grads),
         partition_fn=min_cut_rematerialization_partition,
     )
     with nullcontext() if grads else decompositions.keep_whole():

@@ -12,6 +12,7 @@ from torch import Tensor
 
 _Array: TypeAlias = NDArray[Any]
 _SAMPLES = 8
+_WHOLE = 64  # elements of a tensor that is compared as a whole
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _NOTHING = torch.empty(0, dtype=torch.uint8).numpy()
 
@@ -58,7 +59,7 @@ def _version(tensor: Tensor) -> int:
 
 
 def _sample(tensor: Tensor) -> _Array:
-    """A view of some elements as integers, from the first to near the last.
+    """A view of some elements as integers, from the first to near the last; of all if it is small.
 
     Of a tensor with gaps, some of them may lie in the gaps.
     """
@@ -67,5 +68,6 @@ def _sample(tensor: Tensor) -> _Array:
         return _NOTHING
     extent = 1 + sum((n - 1) * s for n, s in zip(real.shape, real.stride(), strict=True))
     flat = real.as_strided((extent,), (1,)).view(_BITS[real.element_size()])
-    found: _Array = flat[:: max(1, (extent - 1) // (_SAMPLES - 1))].numpy()
+    step = 1 if extent <= _WHOLE else (extent - 1) // (_SAMPLES - 1)
+    found: _Array = flat[::step].numpy()
     return found

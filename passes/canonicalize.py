@@ -14,13 +14,14 @@ import numpy as np
 from plait.ir import op as ops
 from plait.ir import types as t
 from plait.ir.builder import Value
-from plait.ir.dims import equal, is_static, product
+from plait.ir.dims import is_static
 from plait.ir.graph import Graph
 from plait.ir.interp import run_node
 from plait.ir.ops.shapes import broadcast
 from plait.ir.types import TensorType
 from plait.passes.context import Context
 from plait.passes.pipeline import Pass, register_pass
+from plait.passes.reshapes import reshape_rules
 from plait.passes.rewrite import Match, Replacement, Rule, apply_rules, rule
 
 # A constant may be computed now if its result is small, or no larger than what it is made from.
@@ -37,15 +38,6 @@ def drop_identity(m: Match) -> Replacement:
     return x if same else None
 
 
-@rule("reshape")
-def merge_reshapes(m: Match) -> Replacement:
-    """reshape(reshape(x)) -> reshape(x)."""
-    inner = m.made_by(m.operands[0], "reshape")
-    if inner is None:
-        return None
-    return m.b.reshape(m.b.value(inner.operands[0]), m.attrs["shape"])
-
-
 @rule("transpose")
 def merge_transposes(m: Match) -> Replacement:
     """transpose(transpose(x, p), q) -> transpose(x, p[q])."""
@@ -54,14 +46,6 @@ def merge_transposes(m: Match) -> Replacement:
         return None
     perm = tuple(inner.attrs["perm"][p] for p in m.attrs["perm"])
     return m.b.transpose(m.b.value(inner.operands[0]), perm)
-
-
-@rule("transpose")
-def transpose_as_reshape(m: Match) -> Replacement:
-    """A transpose that only moves dimensions of size 1 -> reshape."""
-    x = m.operands[0]
-    moved = [p for p in m.attrs["perm"] if x.shape[p] != 1]
-    return m.b.reshape(x, m.node.types[0].shape) if moved == sorted(moved) else None
 
 
 @rule("slice")
@@ -123,70 +107,6 @@ def merge_casts(m: Match) -> Replacement:
 def reduce_nothing(m: Match) -> Replacement:
     """A reduction over no dimension -> x."""
     return m.operands[0] if not m.attrs["axes"] else None
-
-
-@rule("reduce_sum", "reduce_prod", "reduce_max", "reduce_min")
-def keep_reduced_dims(m: Match) -> Replacement:
-    """A reduction without the reduced dimensions -> reshape of one that keeps them.
-
-    The reshape then moves down, and the reduction and what follows it share a space.
-    """
-    if m.attrs["keepdims"] or not m.attrs["axes"]:
-        return None
-    kept = m.b.emit(m.node.op, m.operands[0], **m.attrs.set(keepdims=True))
-    return m.b.reshape(kept, m.node.types[0].shape)
-
-
-@rule("dot_general")
-def lift_reshape_of_lhs(m: Match) -> Replacement:
-    """dot(reshape(x), w) -> reshape(dot(x, w)) where the reshape only merges leading dimensions."""
-    inner = m.made_by(m.operands[0], "reshape")
-    lhs = m.operands[0]
-    if inner is None or m.attrs["lhs_batch"] or m.attrs["lhs_contract"] != (lhs.rank - 1,):
-        return None
-    x = m.b.value(inner.operands[0])
-    merges = equal(product(x.shape[:-1]), product(lhs.shape[:-1]))
-    if x.rank <= lhs.rank or x.shape[-1] != lhs.shape[-1] or not merges:
-        return None
-    out = m.b.emit("dot_general", x, m.operands[1], **m.attrs.set(lhs_contract=(x.rank - 1,)))
-    return m.b.reshape(out, m.node.types[0].shape)
-
-
-def sink_reshape_rule() -> Rule:
-    """op(reshape(x), y) -> reshape(op(x, y)) where y varies only along untouched dimensions.
-
-    Reshapes move towards the outputs, where they meet others and vanish.
-    """
-
-    def rewrite(m: Match) -> Replacement:
-        shape = m.node.types[0].shape
-        source = None
-        operands: list[Value | None] = []
-        for operand in m.operands:
-            made = m.made_by(operand, "reshape")
-            if made is not None and operand.shape == shape:
-                x = m.b.value(made.operands[0])
-                if source is not None and x.shape != source:
-                    return None
-                source = x.shape
-                operands.append(x)
-            else:
-                operands.append(None)
-        if source is None:
-            return None
-        alike = 0
-        while alike < min(len(source), len(shape)) and source[-1 - alike] == shape[-1 - alike]:
-            alike += 1
-        given = []
-        for operand, moved in zip(m.operands, operands, strict=True):
-            if moved is None and operand.rank > alike:
-                return None
-            given.append(operand if moved is None else moved)
-        return m.b.reshape(m.b.emit(m.node.op, *given, **m.attrs), shape)
-
-    ops.load_all()
-    names = frozenset(n for n, o in ops.OPS.items() if "elementwise" in o.traits)
-    return Rule("sink-reshape", names, rewrite, f"{__file__}:{rewrite.__code__.co_firstlineno}")
 
 
 def _unit(match: Match, identity: float) -> Value | None:
@@ -369,10 +289,9 @@ def fold_rule() -> Rule:
 
 
 IDENTITIES: tuple[Rule, ...] = (
-    drop_identity, merge_reshapes, merge_transposes, transpose_as_reshape, merge_slices,
-    merge_broadcasts, merge_casts, add_zero, mul_one, right_unit, div_by_power_of_two,
-    merge_scalars, reduce_nothing, keep_reduced_dims, lift_reshape_of_lhs, select_known,
-    logic_unit, drop_full_mask, pad_into_conv, take_of_iota,
+    drop_identity, merge_transposes, merge_slices, merge_broadcasts, merge_casts, add_zero, mul_one,
+    right_unit, div_by_power_of_two, merge_scalars, reduce_nothing, select_known, logic_unit,
+    drop_full_mask, pad_into_conv, take_of_iota,
 )  # fmt: skip
 
 
@@ -388,7 +307,7 @@ class Canonicalize(Pass):
         rules = (
             *IDENTITIES,
             broadcast_rule(),
-            sink_reshape_rule(),
+            *reshape_rules(),
             *((fold_rule(),) if self.fold else ()),
         )
         return apply_rules(graph, rules, context)

@@ -13,8 +13,9 @@ import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,9 @@ _log = logger(__name__)
 
 MACHINE = "x86_64"
 STACK_BYTES = 4096  # smaller buffers lie on the stack, or in registers: 32 hold half as much
+MOST_NAMES = 12  # of parts of a value; above, compiling may take seconds
 MAIN_OPT_LEVEL = 0  # a main is straight-line calls: at level 3 LLVM takes five times as long
-_PIPELINE = "plait"
+_PIPELINE, _UNSHARED = "plait", "plait-unshared"  # the second shares no subexpressions
 _FINAL_CONVENTION = 1  # tvm.ir.CallingConv.C_PACKED_FUNC
 
 
@@ -95,16 +97,23 @@ def compile_object(functions: Mapping[str, Any], target: CpuTarget, opt_level: i
     """
     named = {s: func.with_attr("global_symbol", s) for s, func in functions.items()}
     try:
-        module = _build(named, target, opt_level)
-        with tempfile.TemporaryDirectory(prefix="plait-") as folder:
-            path = Path(folder) / "kernel.o"
-            module.write_to_file(str(path))
-            return path.read_bytes()
+        return _object(named, target, opt_level, _PIPELINE)
     except Exception as error:  # TVM raises every kind, also for its own faults
+        # Of those one is to share what a branch computes with places that do not go through it.
+        with suppress(Exception):
+            return _object(named, target, opt_level, _UNSHARED)
         failure = CompileFailure(kernel=next(iter(functions)), message=_first_line(error))
         for func in named.values():
             failure.add_note(func.script())
         raise failure from error
+
+
+def _object(functions: Mapping[str, Any], target: CpuTarget, opt_level: int, how: str) -> bytes:
+    module = _build(functions, target, opt_level, how)
+    with tempfile.TemporaryDirectory(prefix="plait-") as folder:
+        path = Path(folder) / "kernel.o"
+        module.write_to_file(str(path))
+        return path.read_bytes()
 
 
 def compile_many(
@@ -148,9 +157,11 @@ def assembly(func: Any, symbol: str, target: CpuTarget) -> str:
     return str(_build({symbol: named}, target).inspect_source("asm"))
 
 
-def _build(functions: Mapping[str, Any], target: CpuTarget, opt_level: int = 3) -> Any:
+def _build(
+    functions: Mapping[str, Any], target: CpuTarget, opt_level: int = 3, how: str = _PIPELINE
+) -> Any:
     module = tvm.IRModule(dict(functions))
-    return tirx.build(module, target=tvm_target(target, opt_level), pipeline=_PIPELINE)
+    return tirx.build(module, target=tvm_target(target, opt_level), pipeline=how)
 
 
 def buffer_bytes(buffer: Any) -> int:
@@ -172,7 +183,42 @@ def _keep_small_on_stack(func: Any, module: Any, context: Any) -> Any:
     return func.with_body(tvm_ffi.structural_map(func.body, (tirx.AllocBuffer, _on_stack)))
 
 
-def _pipeline() -> tuple[Any, ...]:
+def _in_memory(store: Any) -> Any:
+    """A store of a value with many names: each name becomes a place on the stack.
+
+    Some passes put what a name stands for in place of it, and so take time exponential in names
+    that stand for each other.  LLVM takes the places back into registers.
+    """
+    bound: list[tuple[Any, Any]] = []
+    body = store.value
+    while isinstance(body, tirx.Let):
+        bound.append((body.var, body.value))
+        body = body.body
+    if len(bound) <= MOST_NAMES:
+        return store
+    places: dict[Any, Any] = {}
+    stmts: list[Any] = []
+
+    def read(value: Any) -> Any:
+        return tvm_ffi.structural_map(value, (tirx.Var, lambda var: places.get(var, var)))
+
+    for var, value in bound:
+        lanes = tvm.DataType(str(var.ty.dtype)).lanes
+        element = str(var.ty.dtype).removesuffix(f"x{lanes}")
+        place = tirx.decl_buffer((lanes,), element, name=var.name)
+        zero = tirx.const(0, "int32")
+        index = [tirx.Ramp(zero, 1, lanes) if lanes > 1 else zero]
+        stmts += [tirx.AllocBuffer(place), tirx.BufferStore(place, read(value), index)]
+        places[var] = tirx.BufferLoad(place, index)
+    return tirx.SeqStmt([*stmts, tirx.BufferStore(store.buffer, read(body), store.indices)])
+
+
+@tirx.transform.prim_func_pass(opt_level=0)  # type: ignore[untyped-decorator]
+def _keep_names_in_memory(func: Any, module: Any, context: Any) -> Any:
+    return func.with_body(tvm_ffi.structural_map(func.body, (tirx.BufferStore, _in_memory)))
+
+
+def _pipeline(share: bool = True) -> tuple[Any, ...]:
     """What is left to do for loops over flat buffers, which hold no blocks.
 
     TVM's own pipeline has passes for blocks, devices and groups of threads too, an eighth of what
@@ -188,12 +234,13 @@ def _pipeline() -> tuple[Any, ...]:
         schedule.StmtSimplify(),
         schedule.LowerOpaqueBlock(),
         lower.VectorizeLoop(),
+        _keep_names_in_memory,
         lower.StmtSimplify(),
         lower.UnrollLoop(),
         schedule.RenormalizeSplitPattern(),
         lower.StmtSimplify(),
         schedule.RewriteUnsafeSelect(),
-        lower.CommonSubexprElim(),
+        *([lower.CommonSubexprElim()] if share else []),
         lower.AnnotateEntryFunc(),
         lower.MakePackedAPI(),
     ]
@@ -205,6 +252,7 @@ def _pipeline() -> tuple[Any, ...]:
 
 
 tirx.register_tir_pipeline(_PIPELINE, _pipeline)
+tirx.register_tir_pipeline(_UNSHARED, partial(_pipeline, share=False))
 
 
 def _target(mcpu: str, opt_level: int, mattr: Sequence[str] = ()) -> Any:

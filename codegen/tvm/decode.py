@@ -89,12 +89,15 @@ class Row:
             return tirx.BufferStore(score, tirx.BufferLoad(score, [place]) + column, [place])
 
         def finish(k: PrimExpr) -> Stmt:
-            n = key(k)
-            value = op.masked(score[k], self.head, const(0, "int32"), n)
+            value = op.masked(score[k], self.head, const(0, "int32"), key(k))
+            hidden = []
             if ragged:
-                value = tirx.Select(first + k < self.seen, value, MINUS_INFINITY)
+                # A statement of its own: TVM takes the bound of `key` away where the condition
+                # implies it, and then reads all lanes of the mask, also those past its end.
+                hidden.append(put(score, k, value))
+                value = tirx.Select(first + k < self.seen, score[k], MINUS_INFINITY)
             return tirx.SeqStmt([
-                put(self.powers, first + k, value),
+                *hidden, put(self.powers, first + k, value),
                 put(self.top, k, tirx.max(self.top[k], self.powers[first + k])),
             ])  # fmt: skip
 

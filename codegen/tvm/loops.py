@@ -219,9 +219,19 @@ def fill(buffer: Any, value: PrimExpr) -> Callable[[PrimExpr], Stmt]:
 
 
 def combine(kind: str, dtype: t.DType, a: PrimExpr, b: PrimExpr) -> PrimExpr:
-    """One step of a reduction; `a` is the accumulator."""
-    name = {"sum": "add", "prod": "mul", "max": "max", "min": "min"}[kind]
-    return FUNCTIONS[name](dtype, a, b)
+    """One step of a reduction; `a` is the accumulator, read from memory."""
+    rule = FUNCTIONS[{"sum": "add", "prod": "mul", "max": "max", "min": "min"}[kind]]
+    if kind in ("sum", "prod"):
+        return rule(dtype, a, b)
+    bound = []
+    while isinstance(b, tirx.Let):  # TVM takes no value that binds inside of a value
+        bound.append((b.var, b.value))
+        b = b.body
+    new = tirx.Var("new", dtype_of(b))  # the rules of these use it twice
+    result = tirx.Let(new, b, rule(dtype, a, new))
+    for var, value in reversed(bound):
+        result = tirx.Let(var, value, result)
+    return result
 
 
 # Elements between what is asked for and what is read, in a stream from memory: 1 KB.

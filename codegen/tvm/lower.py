@@ -158,7 +158,7 @@ def _cast(value: PrimExpr, source: t.DType, target: t.DType) -> PrimExpr:
         return _bf16_bits(value.astype("float32"))
     have = dtype_of(value)
     if target.kind == "b":
-        return value if have == "bool" else tirx.NE(value, const(0, have))
+        return value if have == "bool" else FUNCTIONS["ne"](source, value, const(0, have))
     if have == tir_dtype(target):
         return value
     return value.astype(tir_dtype(target))

@@ -13,7 +13,9 @@ from plait.ir.ops.recurrent import RECURRENT
 from plait.ir.types import TensorType
 
 # Functions whose code in TVM is a scalar call of the C library.
-APPROXIMATED = frozenset({"exp", "log", "tanh", "erf", "sigmoid", "sin", "cos", "gelu", "silu"})
+APPROXIMATED = frozenset({
+    "exp", "expm1", "log", "log1p", "tanh", "erf", "sigmoid", "sin", "cos", "gelu", "silu",
+})  # fmt: skip
 
 
 def _plain(types: tuple[TensorType, ...], masks: tuple[TensorType, ...] = ()) -> bool:

@@ -31,6 +31,8 @@ from plait.passes.select import Selection
 PrimExpr = Any
 Stmt = Any
 
+MOST_TAPS = 64  # of a row of a window: they are written out one by one
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -276,7 +278,10 @@ def _candidates(
                                  parallel=int(tile.parallel))  # fmt: skip
         return Candidate(cycles, Selection(str(schedule), pack))
 
-    return [candidate(*found) for found in window_tiles(upright(windowed)[0], threads)]
+    shape = upright(windowed)[0]
+    if shape.kw > MOST_TAPS:
+        return []
+    return [candidate(*found) for found in window_tiles(shape, threads)]
 
 
 def tile_of(schedule: Schedule) -> WindowTile:

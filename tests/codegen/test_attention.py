@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -198,3 +201,45 @@ def test_what_is_taken() -> None:
     assert cpu_target().takes("attention", (f32, f32, f32))
     assert not cpu_target().takes("attention", (f64, f64, f64))
     assert not cpu_target().takes("attention", (f32, empty, empty))
+
+
+GUARDED = """
+import ctypes, mmap, sys
+import numpy as np
+import plait
+
+model = plait.load(sys.argv[1], threads=1)
+page = mmap.PAGESIZE
+protect = ctypes.CDLL(None).mprotect
+inputs, kept = [], []
+for number, spec in enumerate(model.inputs):
+    size = -(-spec.nbytes // page) * page
+    area = mmap.mmap(-1, size + page)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(area))
+    assert protect(ctypes.c_void_p(start + size), page, 0) == 0
+    bytes_ = np.frombuffer(area, np.uint8)[size - spec.nbytes : size]
+    array = bytes_.view(spec.numpy).reshape(spec.shape)
+    array[...] = np.random.default_rng(number).random(spec.shape) < 0.5
+    inputs.append(array)
+    kept.append(area)
+(out,) = model(*inputs)
+assert np.isfinite(out).all()
+"""
+
+
+@pytest.mark.parametrize("dtype", [t.bool_, t.f32])
+@pytest.mark.parametrize("keys", [9, 129, 135])
+def test_a_single_row_reads_nothing_past_its_inputs(
+    keys: int, dtype: DType, tmp_path: Path
+) -> None:
+    """Each input ends where a page ends behind which lies none."""
+    b = Builder("guarded")
+    q, k, v = (b.input(TensorType(t.f32, (1, 4, n, 4)), name)
+               for n, name in ((1, "q"), (keys, "k"), (keys, "v")))  # fmt: skip
+    mask = b.input(TensorType(dtype, (1, 1, 1, keys)), "mask")
+    module = compile_graph(b.finish([b.emit("attention", q, k, v, mask, scale=0.5)]))
+    assert any("decode" in kernel.schedule for kernel in module.kernels)
+    module.save(tmp_path / "guarded.plait")
+    command = [sys.executable, "-c", GUARDED, str(tmp_path / "guarded.plait")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -420,3 +421,53 @@ def test_refuses_more_elements_than_int32_counts(case: Case) -> None:
     with pytest.raises(Unsupported, match=r"2147483648 elements, but CPU kernels index at most"):
         flat(TensorType(t.u8, (2**31,)), "x")
     assert flat(TensorType(t.u8, (2**31 - 1,)), "x").at([7]).value == 7
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("kind", ["max", "min"])
+@pytest.mark.parametrize("fn", ["square", "exp", "tanh", "gelu", "silu"])
+def test_extremes_of_what_is_computed(fn: str, kind: str, axis: int) -> None:
+    def make(b: Builder, x: Value) -> Value:
+        return total(b, x * x if fn == "square" else b.emit(fn, x), (axis,), kind)
+
+    graph = build(make, (6, 41))
+    x = np.random.default_rng(0).standard_normal((6, 41), np.float32)
+    x[1, 3] = NAN
+    (found,) = compile_graph(graph).load()(x)
+    np.testing.assert_allclose(found, interpret(graph, [x])[0], rtol=1e-6, atol=1e-6)
+
+
+def test_nan_is_true() -> None:
+    graph = build(lambda b, x: b.cast(x, t.bool_), (9,))
+    x = np.array([NAN, 0, -0.0, 1, INF, -INF, 1e-45, -NAN, -1], np.float32)
+    (found,) = compile_graph(graph).load()(x)
+    np.testing.assert_array_equal(found, x.astype(bool))
+
+
+def test_a_value_that_only_a_branch_computes_is_not_shared() -> None:
+    """A sum of a concatenation that is rolled: TVM shares parts of it where they are not known."""
+
+    def make(b: Builder, x: Value) -> Value:
+        whole = b.emit("concat", b.emit("sigmoid", x), x, axis=1)
+        upper = b.emit("slice", whole, start=(1, 0), step=(1, 1), size=(2, 80))
+        lower = b.emit("slice", whole, start=(0, 0), step=(1, 1), size=(1, 80))
+        return total(b, b.emit("concat", upper, lower, axis=0), (0,))
+
+    graph = build(make, (3, 40))
+    x = np.random.default_rng(0).standard_normal((3, 40), np.float32)
+    (found,) = compile_graph(graph).load()(x)
+    np.testing.assert_allclose(found, interpret(graph, [x])[0], rtol=1e-6, atol=1e-6)
+
+
+def test_long_chains_compile_in_seconds() -> None:
+    """Names that stand for each other took time exponential in their number."""
+
+    def mish(b: Builder, x: Value) -> Value:
+        return x * b.emit("tanh", b.emit("log1p", b.emit("exp", x)))
+
+    graph = build(lambda b, x: mish(b, mish(b, mish(b, x))), (5, 24))
+    x = np.random.default_rng(0).standard_normal((5, 24), np.float32)
+    began = time.perf_counter()
+    (found,) = compile_graph(graph).load()(x)
+    assert time.perf_counter() - began < 20
+    np.testing.assert_allclose(found, interpret(graph, [x])[0], rtol=1e-5, atol=1e-6)

@@ -167,3 +167,21 @@ def test_modes_of_torch_reach_the_backend() -> None:
 def test_unknown_options_are_refused() -> None:
     with pytest.raises(Exception, match="unknown option 'tunes'"):
         torch.compile(lambda x: x + 1, backend="plait", options={"tunes": 3})(torch.zeros(1))
+
+
+def test_gradients_of_attention() -> None:
+    """Torch's own rule for the forward part gives no log of sums, which the backward part reads."""
+    given = [torch.randn(1, 2, 5, 8) for _ in range(3)]
+    direction = torch.randn(1, 2, 5, 8)
+
+    def gradients(attend: Any, dtype: torch.dtype) -> list[Tensor]:
+        xs = [x.to(dtype).requires_grad_() for x in given]
+        (attend(*xs) * direction.to(dtype)).sum().backward()
+        return [x.grad for x in xs if x.grad is not None]
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return nn.functional.scaled_dot_product_attention(q, k, v)
+
+    wanted = gradients(attend, torch.float64)
+    for found, want in zip(gradients(compiled(attend), torch.float32), wanted, strict=True):
+        torch.testing.assert_close(found.double(), want, rtol=1e-5, atol=1e-6)

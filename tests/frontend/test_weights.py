@@ -66,3 +66,10 @@ def test_tensors_without_counter_or_elements() -> None:
         assert watch.state([made, empty]) == "same"
         made.add_(1)
         assert watch.state([made, empty]) == "changed"
+
+
+def test_small_tensors_are_compared_as_a_whole() -> None:
+    small = torch.zeros(64)
+    watch = Watch([small])
+    small.data[1] = 9.0
+    assert watch.state([small]) == "changed"

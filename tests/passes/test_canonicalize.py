@@ -20,13 +20,13 @@ from plait.passes.canonicalize import (
     broadcast_rule,
     fold_rule,
     simplify,
-    sink_reshape_rule,
 )
 from plait.passes.context import Context
+from plait.passes.reshapes import reshape_rules
 from plait.passes.rewrite import apply_rules
 from tests.passes.graphs import Make, Operand, build, ops_of, random_graphs, same_meaning, typed
 
-RULES = {r.name: r for r in (*IDENTITIES, broadcast_rule(), sink_reshape_rule(), fold_rule())}
+RULES = {r.name: r for r in (*IDENTITIES, broadcast_rule(), *reshape_rules(), fold_rule())}
 X = (2, 3, 4)
 BOOL, INT, HALF = (typed((4,), ty) for ty in (t.bool_, t.i64, t.f16))
 
@@ -150,11 +150,44 @@ CASES = [
          lambda b, x, w: b.reshape(_dot(b, x, w), (6, 5))),
     Case("lift-reshape-of-lhs", (X, (12, 5)), lambda b, x, w: _dot(b, b.reshape(x, (2, 12)), w),
          None),
+    Case("lift-reshape-of-lhs", ((3, 4), (4, 5)),
+         lambda b, x, w: _dot(b, b.reshape(x, (1, 3, 4)), w),
+         lambda b, x, w: b.reshape(_dot(b, x, w), (1, 3, 5))),
+    Case("lift-reshape-of-lhs", ((6, 4), (4, 5)),
+         lambda b, x, w: _dot(b, b.reshape(x, (2, 3, 4)), w), None),
+    Case("sink-reshape-below-reduction", (X,),
+         lambda b, x: _sum(b, b.reshape(x, (6, 4)), (1,), True),
+         lambda b, x: b.reshape(_sum(b, x, (2,), True), (6, 1))),
+    Case("sink-reshape-below-reduction", (X,),
+         lambda b, x: _sum(b, b.reshape(x, (2, 12)), (0,), True),
+         lambda b, x: b.reshape(_sum(b, x, (0,), True), (1, 12))),
+    Case("sink-reshape-below-reduction", (X,),
+         lambda b, x: _sum(b, b.reshape(x, (6, 4)), (0,), True), None),
+    Case("sink-reshape-below-reduction", ((2, 3, 2),),
+         lambda b, x: _sum(b, b.reshape(x, (3, 2, 2)), (0,), True), None),
+    Case("drop-leading-ones", ((1, 1, 4), (2, 3, 4)), lambda b, x, y: b.reshape(x, (1, 4)) + y,
+         lambda b, x, y: x + y),
+    Case("drop-leading-ones", ((4,), (2, 3, 4)), lambda b, x, y: b.reshape(x, (1, 1, 4)) + y,
+         lambda b, x, y: x + y),
+    Case("drop-leading-ones", ((4,), (2, 4, 3)), lambda b, x, y: b.reshape(x, (4, 1)) + y, None),
+    Case("least-rank", ((1, 1, 3, 4), (1, 3, 4)), lambda b, x, y: x + y,
+         lambda b, x, y: b.reshape(b.reshape(x, (1, 3, 4)) + y, (1, 1, 3, 4))),
+    Case("least-rank", ((1, 3, 4), (3, 1)), lambda b, x, y: x + y, None),
+    Case("least-rank", ((1, 3, 4),),
+         lambda b, x: x + b.constant(np.ones((3, 4), np.float32)), None),
+    Case("sink-transpose", (X,), lambda b, x: b.transpose(x, (1, 0, 2)) * 2,
+         lambda b, x: b.transpose(x * 2, (1, 0, 2))),
+    Case("sink-transpose", (X, X),
+         lambda b, x, y: b.transpose(x, (1, 0, 2)) + b.transpose(y, (1, 0, 2)),
+         lambda b, x, y: b.transpose(x + y, (1, 0, 2))),
+    Case("sink-transpose", (X, (4,)), lambda b, x, y: b.transpose(x, (1, 0, 2)) + y, None),
+    Case("sink-transpose", ((3, 3), (3, 3)), lambda b, x, y: b.transpose(x, (1, 0)) + y, None),
     Case("sink-reshape", (X, (4,)), lambda b, x, y: b.reshape(x, (6, 4)) + y,
          lambda b, x, y: b.reshape(x + y, (6, 4))),
     Case("sink-reshape", (X, X), lambda b, x, y: b.reshape(x, (24,)) + b.reshape(y, (24,)),
          lambda b, x, y: b.reshape(x + y, (24,))),
     Case("sink-reshape", (X, (6, 1)), lambda b, x, y: b.reshape(x, (6, 4)) + y, None),
+    Case("sink-reshape", ((1, 2, 3), (2, 3)), lambda b, x, y: b.reshape(x, (2, 3)) + y, None),
     Case("sink-reshape", (X, (4, 6)), lambda b, x, y: b.reshape(x, (24,)) + b.reshape(y, (24,)),
          None),
     Case("select-known", ((4,), (2, 4)), lambda b, x, y: _select(b, True, x, y),
@@ -217,7 +250,9 @@ def test_every_rule_has_a_case() -> None:
 
 def test_rules_state_what_they_do() -> None:
     for name, known in RULES.items():
-        assert known.ops and "canonicalize.py:" in known.source, name
+        assert known.ops and (
+            "canonicalize.py:" in known.source or "reshapes.py:" in known.source
+        ), name
 
 
 def test_symbolic_sizes_are_left_alone() -> None:
