@@ -38,6 +38,7 @@ from plait.frontend.tensors import (
     stride_order,
 )
 from plait.frontend.weights import Watch
+from plait.ir import logs
 from plait.ir.errors import Unsupported, UnsupportedOp
 from plait.ir.logs import logger
 
@@ -62,6 +63,7 @@ def plait(
 
     Raises `UnknownName` and `UsageError` for a bad mode or option.
     """
+    logs.configure()
     settings = backend_options.resolve(mode, options)
     grads = torch.is_grad_enabled() and any(
         isinstance(x, Tensor) and x.requires_grad for x in example_inputs

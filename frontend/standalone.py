@@ -16,6 +16,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from plait.frontend.export import CapturedModel, capture
+from plait.ir import logs
 from plait.ir.agreement import Agreement
 from plait.ir.errors import UnsupportedOp
 from plait.ir.knobs import thread_count
@@ -74,6 +75,7 @@ def compile_model(
     Raises `UnsupportedOp` for the first operator that would need torch, and the errors of `capture`
     and `compile_graph`.
     """
+    logs.configure()
     captured = capture(source, example_args, name=name)
     return compile_captured(
         captured, pipeline=pipeline, cpu=cpu, threads=threads, hooks=hooks, progress=progress

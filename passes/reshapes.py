@@ -37,7 +37,7 @@ def transpose_as_reshape(m: Match) -> Replacement:
     return m.b.reshape(x, m.node.types[0].shape) if moved == sorted(moved) else None
 
 
-@rule("reduce_sum", "reduce_prod", "reduce_max", "reduce_min")
+@rule(*_REDUCTIONS)
 def keep_reduced_dims(m: Match) -> Replacement:
     """A reduction without the reduced dimensions -> reshape of one that keeps them.
 
@@ -64,10 +64,10 @@ def sink_reshape_below_reduction(m: Match) -> Replacement:
 
 
 def _same_axis(shape: tuple[Dim, ...], axis: int, source: tuple[Dim, ...]) -> int | None:
-    """The dimension of `source` that a reshape to `shape` keeps as `axis`; None for no or one of
-    size 1, of which there may be many."""
+    """The dimension of `source` that a reshape to `shape` keeps as `axis`; None for no, and for one
+    of size 1 or behind one of size 0, of which there may be many."""
     size, before = shape[axis], product(shape[:axis])
-    if equal(size, 1):
+    if equal(size, 1) or equal(before, 0):
         return None
     same = (k for k, n in enumerate(source) if equal(n, size))
     return next((k for k in same if equal(product(source[:k]), before)), None)

@@ -89,8 +89,8 @@ class Module:
         Raises `TargetMismatch` if it is built for what this CPU lacks.
         """
         if lacking := self.target.missing():
-            names = self.plan.name, self.target.name, ", ".join(lacking)
-            raise TargetMismatch(path=names[0], target=names[1], missing=names[2])
+            missing = ", ".join(lacking)
+            raise TargetMismatch(path=self.plan.name, target=self.target.name, missing=missing)
         return CompiledModel(self.plan, Library(self.objects), self.weights_memory, threads)
 
     def save(

@@ -100,6 +100,7 @@ def compile_object(functions: Mapping[str, Any], target: CpuTarget, opt_level: i
         return _object(named, target, opt_level, _PIPELINE)
     except Exception as error:  # TVM raises every kind, also for its own faults
         # Of those one is to share what a branch computes with places that do not go through it.
+        _log.debug("built without sharing, since with it: %s", _first_line(error))
         with suppress(Exception):
             return _object(named, target, opt_level, _UNSHARED)
         failure = CompileFailure(kernel=next(iter(functions)), message=_first_line(error))

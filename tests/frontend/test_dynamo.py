@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from plait.frontend import dynamo
 from plait.frontend.options import resolve
+from plait.ir import logs
 from tests.frontend.backend import compiled, last, same
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
@@ -185,3 +186,14 @@ def test_gradients_of_attention() -> None:
     wanted = gradients(attend, torch.float64)
     for found, want in zip(gradients(compiled(attend), torch.float32), wanted, strict=True):
         torch.testing.assert_close(found.double(), want, rtol=1e-5, atol=1e-6)
+
+
+def test_the_environment_asks_for_logs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody else than the backend is there to look at it."""
+    monkeypatch.setenv("PLAIT_DEBUG", "2")
+    compiled(torch.relu)(torch.randn(3, 5))
+    monkeypatch.undo()
+    logs.configure()
+    assert "kernels" in capsys.readouterr().err

@@ -165,6 +165,8 @@ CASES = [
          lambda b, x: _sum(b, b.reshape(x, (6, 4)), (0,), True), None),
     Case("sink-reshape-below-reduction", ((2, 3, 2),),
          lambda b, x: _sum(b, b.reshape(x, (3, 2, 2)), (0,), True), None),
+    Case("sink-reshape-below-reduction", ((0, 3, 3),),
+         lambda b, x: _sum(b, b.reshape(x, (0, 1, 3, 3)), (2, 3), True), None),
     Case("drop-leading-ones", ((1, 1, 4), (2, 3, 4)), lambda b, x, y: b.reshape(x, (1, 4)) + y,
          lambda b, x, y: x + y),
     Case("drop-leading-ones", ((4,), (2, 3, 4)), lambda b, x, y: b.reshape(x, (1, 1, 4)) + y,
