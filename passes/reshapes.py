@@ -173,16 +173,40 @@ def _as_large(m: Match, operand: Value) -> bool:
 
 
 def _sink_transpose(m: Match) -> Replacement:
-    """op(transpose(x), scalar) -> transpose(op(x, scalar)), also of several alike."""
+    """op(transpose(x), scalar) -> transpose(op(x, scalar)), also of several alike.
+
+    Only where the op can then join the kernel that makes x: elsewhere reading in another order
+    costs less than writing in it.
+    """
     found = [made for v in m.operands if (made := m.made_by(v, "transpose")) is not None]
     given = [v for v in m.operands if v.rank]
     if not found or len(found) < len(given) or any(n.attrs != found[0].attrs for n in found):
         return None
     if any(v.shape != m.node.types[0].shape for v in given):
         return None
-    sources = iter(m.b.value(node.operands[0]) for node in found)
-    moved = [next(sources) if v.rank else v for v in m.operands]
+    sources = [m.b.value(node.operands[0]) for node in found]
+    if not any(_after_sums(m, x) for x in sources):
+        return None
+    rest = iter(sources)
+    moved = [next(rest) if v.rank else v for v in m.operands]
     return m.b.transpose(m.b.emit(m.node.op, *moved, **m.attrs), found[0].attrs["perm"])
+
+
+def _after_sums(m: Match, value: Value) -> bool:
+    """Whether a value is a contraction's or a window's result, or made of one by elementwise
+    operations and reshapes."""
+    waiting, seen = [value], set[int]()
+    while waiting:
+        made = m.b.producer(waiting.pop())
+        if made is None:
+            continue
+        traits = ops.get(made.op).traits
+        if traits & {"contraction", "window"}:
+            return True
+        if "elementwise" in traits or made.op == "reshape":
+            waiting += [m.b.value(v) for v in made.operands if v not in seen]
+            seen.update(made.operands)
+    return False
 
 
 def reshape_rules() -> tuple[Rule, ...]:
