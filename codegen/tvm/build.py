@@ -27,6 +27,7 @@ from tvm.target import codegen as llvm
 from plait.codegen.cpu import CpuTarget, checked_features, host_features
 from plait.codegen.plan import Code
 from plait.codegen.tvm.parts import parts_of
+from plait.codegen.tvm.scalars import bindings
 from plait.ir.errors import CompileFailure, PlaitError, UnknownName
 from plait.ir.logs import logger
 
@@ -190,11 +191,7 @@ def _in_memory(store: Any) -> Any:
     Some passes put what a name stands for in place of it, and so take time exponential in names
     that stand for each other.  LLVM takes the places back into registers.
     """
-    bound: list[tuple[Any, Any]] = []
-    body = store.value
-    while isinstance(body, tirx.Let):
-        bound.append((body.var, body.value))
-        body = body.body
+    bound, body = bindings(store.value)
     if len(bound) <= MOST_NAMES:
         return store
     places: dict[Any, Any] = {}

@@ -12,7 +12,7 @@ from tvm import tirx
 
 from plait.codegen.core import simd
 from plait.codegen.tiles import L2_BYTES, LINE, ceil_div
-from plait.codegen.tvm.scalars import FUNCTIONS, const, dtype_of, tir_dtype
+from plait.codegen.tvm.scalars import FUNCTIONS, bindings, const, dtype_of, tir_dtype
 from plait.ir import types as t
 from plait.ir.dims import Dim
 from plait.ir.errors import Unsupported
@@ -223,10 +223,7 @@ def combine(kind: str, dtype: t.DType, a: PrimExpr, b: PrimExpr) -> PrimExpr:
     rule = FUNCTIONS[{"sum": "add", "prod": "mul", "max": "max", "min": "min"}[kind]]
     if kind in ("sum", "prod"):
         return rule(dtype, a, b)
-    bound = []
-    while isinstance(b, tirx.Let):  # TVM takes no value that binds inside of a value
-        bound.append((b.var, b.value))
-        b = b.body
+    bound, b = bindings(b)  # TVM takes no value that binds inside of a value
     new = tirx.Var("new", dtype_of(b))  # the rules of these use it twice
     result = tirx.Let(new, b, rule(dtype, a, new))
     for var, value in reversed(bound):

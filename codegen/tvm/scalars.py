@@ -31,6 +31,15 @@ def dtype_of(value: PrimExpr) -> str:
     return str(value.ty.dtype)
 
 
+def bindings(value: PrimExpr) -> tuple[list[tuple[Any, PrimExpr]], PrimExpr]:
+    """The names that a value binds, each with what it stands for, and the value inside of them."""
+    found: list[tuple[Any, PrimExpr]] = []
+    while isinstance(value, tirx.Let):
+        found.append((value.var, value.value))
+        value = value.body
+    return found, value
+
+
 def _nan_max(_: t.DType, a: PrimExpr, b: PrimExpr) -> PrimExpr:
     return _pick("maximum", a, b)
 
