@@ -129,7 +129,6 @@ def launch_cost(_: str) -> dict[str, float]:
     from plait.ir.builder import Builder
     from plait.ir.types import TensorType
     from plait.runtime.compiler import compile_graph
-    from plait.runtime.executor import _thread_state
 
     b = Builder("sum")
     v, w, x, y = (b.input(TensorType(t.f32, (4, 16))) for _ in range(4))
@@ -143,7 +142,7 @@ def launch_cost(_: str) -> dict[str, float]:
         "checks and pointers": lambda: model._check(
             frame.address, id(arrays) + ITEMS, id(outputs) + ITEMS
         ),
-        "threads": lambda: _thread_state.use(2, 0),
+        "threads": lambda: model._share(2),
         "call of no step": lambda: model._run(frame.address, 0, 0),
     }
     found = {name: best(part, LAUNCHES) - nothing for name, part in parts.items()}

@@ -40,7 +40,7 @@ class WinogradTile:
 
     Tiles of `m` by `m` results are rows of products with the transformed weights; `mr` of them by
     `nr` output channels stay in registers. An item is `group` such register tiles in all
-    (m + 2)**2 planes. `block` tiles are transformed at a time, between two barriers.
+    (m + 2)**2 planes. `block` tiles are transformed at a time.
     order: "pos" walks panels of weights inside a group of tiles, "oc" groups inside a panel.
     """
 

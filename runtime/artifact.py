@@ -5,6 +5,7 @@ An uncompressed zip:
     manifest.json          format, producer, ABI, one record per target, SHA-256 of every member
     weights.safetensors    all weights, 64-byte aligned in the file, used where they are mapped
     lib/<target>/<n>.o     object code: the kernels of a target and its `main`
+    lib/<target>/pool.o    the threads that help with parallel loops
     samples.safetensors    sample inputs `input.<name>` and their expected outputs `output.<name>`
     ir/<stage>.txt         the IR after each stage, as text that parses
 
@@ -40,8 +41,7 @@ from plait.runtime.executor import CompiledModel
 from plait.runtime.files import replacing
 from plait.runtime.loader import Library
 
-FORMAT_VERSION = 3  # 1 had no functions to check arrays by, 2 no kernels in parts
-_OLDEST_READ = 2
+FORMAT_VERSION = _OLDEST_READ = 4  # until 3 object code was for the threads of TVM
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 SAMPLES = "samples.safetensors"
@@ -54,11 +54,12 @@ Arrays = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class TargetCode:
-    """The code for one CPU: its plan and its objects, ELF files in link order."""
+    """The code for one CPU: its plan, its objects, ELF files in link order, and its threads'."""
 
     target: CpuTarget
     plan: ModulePlan
     objects: tuple[bytes, ...]
+    pool: bytes
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ class _Build:
     cpu: CpuTarget
     plan: ModulePlan
     objects: tuple[str, ...]
+    pool: str
 
 
 class Artifact:
@@ -180,7 +182,8 @@ class Artifact:
         if self.manifest["abi"] != abi():
             message = f"built against {_pairs(self.manifest['abi'])}, but {_pairs(abi())} is here"
             raise ArtifactError(path=self.path, message=message)
-        library = Library([self.member(name).tobytes() for name in build.objects])
+        *objects, pool = (self.member(name).tobytes() for name in (*build.objects, build.pool))
+        library = Library(objects, pool)
         _, body = tensorfile.decode(self.member(WEIGHTS))
         return CompiledModel(build.plan, library, body, threads)
 
@@ -218,7 +221,7 @@ class Artifact:
             specs, _ = tensorfile.decode(self.member(WEIGHTS))
             self._builds = tuple(map(_read_build, self.manifest["targets"]))
             for build in self._builds:
-                if not set(build.objects) <= expected.keys():
+                if not {*build.objects, build.pool} <= expected.keys():
                     raise ValueError("an object of a target is missing")
                 if build.plan.weights != specs:
                     raise ValueError("the plan's weights are not those of the file")
@@ -241,6 +244,7 @@ def _manifest(contents: Contents) -> dict[str, Any]:
             {
                 "cpu": code.target.to_json(),
                 "objects": _object_names(code),
+                "pool": _pool_name(code),
                 "plan": code.plan.to_json(),
             }
             for code in contents.code
@@ -256,11 +260,16 @@ def _object_names(code: TargetCode) -> list[str]:
     return [f"lib/{code.target.name}/{i}.o" for i in range(len(code.objects))]
 
 
+def _pool_name(code: TargetCode) -> str:
+    return f"lib/{code.target.name}/pool.o"
+
+
 def _members(contents: Contents) -> Iterator[tuple[str, Iterable[Piece]]]:
     yield WEIGHTS, tensorfile.encode(contents.code[0].plan.weights, contents.weights)
     for code in contents.code:
         for name, data in zip(_object_names(code), code.objects, strict=True):
             yield name, [data]
+        yield _pool_name(code), [code.pool]
     samples = {f"input.{k}": a for k, a in contents.samples_in.items()}
     samples |= {f"output.{k}": a for k, a in contents.samples_out.items()}
     if samples:
@@ -321,6 +330,7 @@ def _read_build(record: Mapping[str, Any]) -> _Build:
         CpuTarget.from_json(record["cpu"]),
         ModulePlan.from_json(record["plan"]),
         tuple(str(name) for name in record["objects"]),
+        str(record["pool"]),
     )
 
 

@@ -129,8 +129,8 @@ def _unmeasured(why: str) -> EnvironmentProblem:
 def _shortest(work: Callable[[int], object], tries: int, threads: int) -> float:
     """Seconds of the fastest of several tries, from the first thread's start to the last's end.
 
-    `work(k)` is the share of thread k.  Each thread is bound to a CPU, as those of a model are:
-    a scheduler may leave two that wait for each other on one.
+    `work(k)` is the share of thread k.  Each thread is bound to a CPU: a scheduler may leave two
+    that wait for each other on one.
     """
     cpus = sorted(os.sched_getaffinity(0))
     together = Barrier(threads)

@@ -63,13 +63,15 @@ class Module:
 
     `stages` holds the graph after the import and after the last pass; `seconds` the time of each
     stage of the compilation; `built` how many kernels were not in the cache.  The constants of
-    `graph` lie in `weights_memory` (uint8), where kernels read them.
+    `graph` lie in `weights_memory` (uint8), where kernels read them.  The code is `objects`, which
+    are linked together, and that of the threads in `pool`, linked once in a process.
     """
 
     graph: Graph
     plan: ModulePlan
     memory: MemoryPlan
     objects: tuple[bytes, ...]
+    pool: bytes
     weights_memory: NDArray[np.uint8]
     kernels: tuple[Kernel, ...]
     target: CpuTarget
@@ -91,7 +93,9 @@ class Module:
         if lacking := self.target.missing():
             missing = ", ".join(lacking)
             raise TargetMismatch(path=self.plan.name, target=self.target.name, missing=missing)
-        return CompiledModel(self.plan, Library(self.objects), self.weights_memory, threads)
+        return CompiledModel(
+            self.plan, Library(self.objects, self.pool), self.weights_memory, threads
+        )
 
     def save(
         self,
@@ -100,7 +104,7 @@ class Module:
         samples_out: dict[str, NDArray[Any]] | None = None,
     ) -> None:
         """Write the module as an artifact."""
-        code = TargetCode(self.target, self.plan, self.objects)
+        code = TargetCode(self.target, self.plan, self.objects, self.pool)
         write_artifact(
             path,
             Contents(self.plan.name, (code,), self.weights, samples_in or {}, samples_out or {},
@@ -152,6 +156,7 @@ def compile_graph(
         weights = gather_weights(plan.weights, constants)
     stopwatch.ends("weights")
     main = builder.through_cache(f"main-{plan.main_symbol}", lambda: _compile_main(plan, machine))
+    pool = builder.through_cache("pool", lambda: _compile_pool(machine))
     stopwatch.ends("main")
     stages = {"imported": str(graph), "lowered": str(lowered)} if keep_stages else {}
     seconds = {**stopwatch.seconds, "total": sum(stopwatch.seconds.values())}
@@ -161,6 +166,7 @@ def compile_graph(
         plan,
         context.plan,
         (*objects, main),
+        pool,
         weights,
         kernels,
         machine,
@@ -368,6 +374,13 @@ def _compile_main(plan: ModulePlan, machine: CpuTarget) -> bytes:
     return compile_main(plan, machine)
 
 
+def _compile_pool(machine: CpuTarget) -> bytes:
+    open_tvm()
+    from plait.codegen.tvm.pool import pool_object
+
+    return pool_object(machine)
+
+
 @cache
 def _toolchain() -> str:
     """The versions of what makes object code; each TVM wheel holds one LLVM."""
@@ -386,6 +399,7 @@ def code_fingerprint() -> str:
 
     digest = sha256(_toolchain().encode())
     for package in (plait.codegen, plait.ir, plait.passes):
-        for path in sorted(Path(package.__path__[0]).rglob("*.py")):
-            digest.update(path.read_bytes())
+        for pattern in ("*.py", "*.ll"):
+            for path in sorted(Path(package.__path__[0]).rglob(pattern)):
+                digest.update(path.read_bytes())
     return digest.hexdigest()

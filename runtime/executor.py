@@ -22,13 +22,11 @@ from plait.codegen import frame as f
 from plait.codegen.plan import ModulePlan, TensorSpec, aligned_empty
 from plait.ir.errors import InputMismatch, UsageError
 from plait.ir.knobs import thread_count
-from plait.runtime.loader import Library, Threads
+from plait.runtime.loader import Library
 from plait.runtime.results import maker
 
 Array = NDArray[Any]
-_thread_state = Threads()
 _running: list[None] = []  # one item for each run in flight, in any thread
-os.register_at_fork(after_in_child=_thread_state.forked)
 os.register_at_fork(after_in_child=_running.clear)
 
 
@@ -44,7 +42,7 @@ class CompiledModel:
     """A linked module, its weights and its memory.  Safe to call from many threads at once.
 
     Parallel loops use `threads` threads; while other runs are in flight they run in their caller's
-    thread alone, since several pools on the same cores only get in each other's way.
+    thread alone, since more threads than cores only get in each other's way.
     """
 
     def __init__(
@@ -57,7 +55,7 @@ class CompiledModel:
         """`weights`: the blob of `plan.weights` (uint8, aligned), kept alive and never written."""
         self.plan = plan
         self.threads = thread_count(threads)
-        self._library = library
+        self._library, self._share = library, library.pool.use
         self._weights = np.empty(0, np.uint8) if weights is None else weights
         if self._weights.nbytes < plan.weights_bytes:
             raise UsageError(
@@ -93,9 +91,8 @@ class CompiledModel:
             _running.append(None)
             try:
                 items = id(arrays) + f.ITEMS, id(results) + f.ITEMS
-                cpu = self._check(frame.address, *items)
-                if cpu != f.REFUSED:
-                    _thread_state.use(self.threads if len(_running) == 1 else 1, cpu)
+                if self._check(frame.address, *items) != f.REFUSED:
+                    self._share(self.threads if len(_running) == 1 else 1)
                     if self._run(frame.address, 0, self._end):
                         raise _no_memory(self.plan)
                     return results
@@ -125,7 +122,7 @@ class CompiledModel:
         frame = self._take_frame()
         _running.append(None)
         try:
-            _thread_state.use(self.threads if len(_running) == 1 else 1)
+            self._share(self.threads if len(_running) == 1 else 1)
             try:
                 failed = self._main(*inputs, *outputs, frame.address, 0, self._end)
             except Exception:
@@ -150,7 +147,7 @@ class CompiledModel:
         arrays = self._normalised(inputs)
         results = [new() for new in self._new_outputs]
         frame = self._take_frame()
-        _thread_state.use(self.threads)
+        self._share(self.threads)
 
         def go(i: int) -> None:
             if self._main(*arrays, *results, frame.address, i, i + 1):

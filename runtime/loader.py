@@ -1,4 +1,4 @@
-"""The native side: open TVM's runtime library, link object code in memory, control its threads.
+"""The native side: open TVM's runtime library, link object code in memory, keep its threads.
 
 Needs the packages apache-tvm-ffi and apache-tvm-ffi-orcjit, and `libtvm_runtime.so` out of the
 apache-tvm wheel; imports neither `tvm` nor torch, and runs no compiler and no linker.
@@ -6,13 +6,13 @@ apache-tvm wheel; imports neither `tvm` nor torch, and runs no compiler and no l
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import importlib
 import importlib.util
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
@@ -20,19 +20,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from plait.codegen import pool
 from plait.ir.errors import ArtifactError, EnvironmentProblem
-from plait.ir.logs import logger
-
-_log = logger(__name__)
 
 RUNTIME_LIBRARY = "libtvm_runtime.so"
-# An idle worker looks for work this often before it sleeps, some 5 ms; TVM's own 300000 burn a
-# core for a tenth of a second after each run.
-SPIN_COUNT = "20000"
-
-_MOVE_EVERY_S = 0.01
-_ONE_CORE_PER_THREAD = -2  # an affinity mode of TVM's pool
-_SET_MAX_CONCURRENCY = "_ZN3tvm7runtime9threading17SetMaxConcurrencyEi"
+_LAUNCH = b"__TVMBackendParallelLaunch"  # the pointer that parallel loops in object code call by
 _NO_COMPILER = "plait-runs-no-compiler"
 
 
@@ -40,30 +32,45 @@ class Native:
     """The native libraries of this process; get it from `native()`."""
 
     def __init__(self) -> None:
-        os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", SPIN_COUNT)
         path = runtime_library()
         with without_torch():
-            ffi = _import("tvm_ffi")
-            # Its pool sets the pointer that parallel loops in object code call through.
+            _import("tvm_ffi")
             self.library = _open(path)
             orcjit = _import("tvm_ffi_orcjit")
-        self.current_cpu: Callable[[], int] = ctypes.PyDLL(None)["sched_getcpu"]
         self.session: Any = orcjit.default_session()
-        self.set_max_concurrency: Callable[[int], None] = _set_max_concurrency(self.library)
-        self.pool_size: Callable[[], int] = ffi.get_global_func("runtime.NumThreads")
-        self.configure_pool: Callable[[int, int, list[str]], None] = ffi.get_global_func(
-            "runtime.config_threadpool"
-        )
+        tvm_launch = ctypes.cast(self.library["TVMBackendParallelLaunch"], ctypes.c_void_p)
+        self._set_launch = self.library["TVMFFIEnvModRegisterContextSymbol"]
+        self._set_launch.argtypes = [ctypes.c_char_p, ctypes.c_void_p]
+        self._tvm_launch = tvm_launch.value
+        self._pool: Pool | None = None
+        self._linking = threading.Lock()
+
+    def pool(self, code: bytes) -> Pool:
+        """The threads of this process, made from the first object of them that is given."""
+        with self._linking:
+            if self._pool is None:
+                self._pool = Pool(_Linked(self, [code]))
+            return self._pool
+
+    @contextmanager
+    def launching_by(self, pool: Pool) -> Iterator[None]:
+        """Parallel loops of objects that are linked inside share their tasks with the pool."""
+        with self._linking:
+            self._set_launch(_LAUNCH, pool.launch)
+            try:
+                yield
+            finally:  # objects of others are for TVM's own pool
+                self._set_launch(_LAUNCH, self._tvm_launch)
 
 
-class Library:
-    """Linked object code; its functions live as long as it does."""
+class _Linked:
+    """Object code in this process; its functions live as long as it does."""
 
-    def __init__(self, objects: Sequence[bytes]) -> None:
-        """Link the objects' content; raises `ArtifactError` if a symbol has no definition."""
+    def __init__(self, lib: Native, objects: Sequence[bytes]) -> None:
+        """Raises `ArtifactError` if a symbol has no definition."""
         # Naming no compiler keeps the linker from asking one where its C++ runtime is.
         try:
-            self._module = native().session.load_module(list(objects), cxx=_NO_COMPILER)
+            self._module = lib.session.load_module(list(objects), cxx=_NO_COMPILER)
         except (RuntimeError, ValueError) as error:
             raise _not_linked("object code", error) from error
 
@@ -82,73 +89,51 @@ class Library:
         return checked
 
 
-class Threads(threading.local):
-    """How many threads parallel loops use, set for the Python thread that is about to run code.
+class Library(_Linked):
+    """Linked object code; its functions live as long as it does."""
 
-    TVM keeps a pool for each thread that launches parallel loops.  A pool can use fewer workers
-    than it was made with, never more, so it is made as large as this process may need.  Launcher
-    and workers wait by yielding, so two that share a CPU only pass it to and fro, and the scheduler
-    sees no reason to part them: each worker is bound to one CPU, and the launcher, which stays
-    free, is moved off those CPUs when a run finds it there.
+    def __init__(self, objects: Sequence[bytes], pool: bytes) -> None:
+        """Link the objects' content, and that of the threads' if this process has none yet.
 
-    In a forked process the one thread that is left has a pool whose workers are gone, and can get
-    no other: it runs alone.  Threads started there have pools of their own.
+        Raises `ArtifactError` if a symbol has no definition.
+        """
+        lib = native()
+        self.pool = lib.pool(pool)
+        with lib.launching_by(self.pool):
+            super().__init__(lib, objects)
+
+
+class Pool:
+    """The threads that help with parallel loops: `plait.codegen.tvm.pool`, linked.  One a process.
+
+    Each thread that launches such loops says of how many tasks they are.
     """
 
-    def __init__(self) -> None:
-        self.count = 0
-        self._pool = 0
-        self._moved = 0.0
-        self._limit = 0
-        self._cpus: list[int] = []
-        self._workers: frozenset[int] = frozenset()
-        self._alone = False
+    def __init__(self, code: _Linked) -> None:
+        self._code = code  # workers are in it until they end
+        self.launch = int(code.function(pool.MADE)())
+        self._ask, self._end = code.function(pool.ASKED), code.function(pool.ENDED)
+        self._left = code.function(pool.LEFT)
+        self._asked = _Asked()
+        atexit.register(self._end)
+        os.register_at_fork(after_in_child=self._forked)
 
-    def forked(self) -> None:
-        """To be called in a new process for the thread that went on there."""
-        if self._pool:
-            self._alone, self.count, self._workers = True, 0, frozenset()
+    def use(self, count: int) -> None:
+        """Share parallel loops that the calling thread launches among `count` threads (1: none)."""
+        if count != self._asked.count:
+            self._ask(count)
+            self._asked.count = count
 
-    def use(self, count: int, cpu: int | None = None) -> None:
-        """Make parallel loops started by the calling thread use `count` threads (1: none).
+    def _forked(self) -> None:
+        """The workers are in the process that this one came from: it starts its own."""
+        self._left()
+        self._asked.count = 0
 
-        `cpu` is the one that the thread runs on, if the caller knows.
-        """
-        if self._alone:
-            count = 1
-        if count != self.count:
-            self._switch(count)
-        if count > 1 and (native().current_cpu() if cpu is None else cpu) in self._workers:
-            self._move()
 
-    def _move(self) -> None:
-        """Take this thread off the workers' CPUs, but do not fight a busy scheduler over it."""
-        now = time.monotonic()
-        if now - self._moved > _MOVE_EVERY_S:
-            allowed = os.sched_getaffinity(0)  # it may have been narrowed since the pool was made
-            if free := allowed - self._workers:
-                os.sched_setaffinity(0, free)
-                os.sched_setaffinity(0, allowed)
-            self._moved = now
+class _Asked(threading.local):
+    """What the thread at hand has asked for; 0: nothing yet."""
 
-    def _switch(self, count: int) -> None:
-        lib = native()
-        if self._alone:
-            _log.warning("forked from a process that ran models: here they use one thread")
-        if count > 1 and count != self._limit:
-            self._cpus = sorted(os.sched_getaffinity(0))
-            if self._pool == 0:
-                self._pool = max(count, len(self._cpus))
-                lib.set_max_concurrency(self._pool)
-                lib.pool_size()  # makes the pool, and binds this thread to CPUs of TVM's choice
-            used = min(count, self._pool)
-            # Worker i goes to the CPU at i; this thread, number 0, may use all of them again.
-            lib.configure_pool(_ONE_CORE_PER_THREAD, used, [str(c) for c in self._cpus])
-            enough = self._pool <= len(self._cpus)
-            self._workers = frozenset(self._cpus[1:used]) if enough else frozenset()
-            self._limit = count
-        lib.set_max_concurrency(count)
-        self.count = count
+    count = 0
 
 
 _native: list[Native] = []
@@ -188,17 +173,6 @@ def _open(path: Path) -> ctypes.PyDLL:
         return ctypes.PyDLL(str(path), mode=ctypes.RTLD_GLOBAL)
     except OSError as error:
         raise EnvironmentProblem(what=str(path), message=f"cannot be opened: {error}") from error
-
-
-def _set_max_concurrency(library: ctypes.PyDLL) -> Callable[[int], None]:
-    """The C++ function that sets the calling thread's limit; TVM exports no C name for it."""
-    try:
-        function = library[_SET_MAX_CONCURRENCY]
-    except AttributeError as error:
-        message = "is another version: its thread control is missing"
-        raise EnvironmentProblem(what=RUNTIME_LIBRARY, message=message) from error
-    function.argtypes, function.restype = [ctypes.c_int], None
-    return function
 
 
 def _import(name: str) -> ModuleType:

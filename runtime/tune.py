@@ -254,6 +254,7 @@ class Race:
         from plait.codegen.tvm.build import KernelJob, compile_many, host_target
         from plait.codegen.tvm.kernel import prim_func
         from plait.codegen.tvm.main_func import compile_main
+        from plait.codegen.tvm.pool import pool_object
 
         machine, threads = host_target(), target.threads
         rng = np.random.default_rng(0)
@@ -289,7 +290,7 @@ class Race:
             "race", tuple(specs), tuple(outputs), tuple(calls), 0, placed, threads=threads
         )
         objects = [code[job.symbol].data for job in jobs]
-        library = Library([*objects, compile_main(plan, machine)])
+        library = Library([*objects, compile_main(plan, machine)], pool_object(machine))
         copies = max(1, min(MOST_COPIES, ceil_div(COLD_BYTES, max(1, plan.weights_bytes))))
         constants = {name: [Blob(array)] for name, array in weights.items()}
         self.models = [CompiledModel(plan, library, gather_weights(placed, constants), threads)

@@ -92,12 +92,14 @@ def small_code() -> TargetCode:
     """The model's plan and objects, for the CPU at hand."""
     from plait.codegen.tvm.build import KernelJob, compile_many, host_target
     from plait.codegen.tvm.main_func import compile_main
+    from plait.codegen.tvm.pool import pool_object
 
     target = host_target()
     jobs = [KernelJob(name, lambda f=func: f) for name, func in small_kernels().items()]
     objects = [code.data for code in compile_many(jobs, target).values()]
     plan = small_plan()
-    return TargetCode(target, plan, (*objects, compile_main(plan, target)))
+    objects.append(compile_main(plan, target))
+    return TargetCode(target, plan, tuple(objects), pool_object(target))
 
 
 @pytest.fixture(scope="session")

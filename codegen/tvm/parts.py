@@ -1,9 +1,9 @@
 """Kernels in parts: the thread loop of a kernel cut out of it, for its caller to run.
 
-Starting threads costs a microsecond, meeting at a barrier a third of that.  Of a kernel that is
-little more than one parallel loop, each part can be a call: a module's function then starts threads
-once for many such kernels, which meet at barriers; of large ones, threads take parts as they go.
-The parts are the same iterations as before.
+Starting threads costs a microsecond, going on together a third of that.  Of a kernel that is little
+more than one parallel loop, each part can be a call: a module's function then starts threads once
+for many such kernels, its phases; of large ones, threads take parts as they go.  The parts are the
+same iterations as before.
 """
 
 from __future__ import annotations
@@ -51,10 +51,7 @@ def _whole(stmt: Stmt) -> Any:
     """The parallel loop that a statement is, around which there is no other work."""
     if isinstance(stmt, tirx.For):
         return stmt if stmt.kind == tirx.ForKind.PARALLEL else None
-    if isinstance(stmt, tirx.AttrStmt):
-        # Within a pragma of threads every thread does what is not their loop.
-        return None if stmt.attr_key.startswith("pragma_parallel") else _whole(stmt.body)
-    return None
+    return _whole(stmt.body) if isinstance(stmt, tirx.AttrStmt) else None
 
 
 def neighbours(count: int, parts: int, part: Any) -> tuple[Any, Any]:

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import tvm
 from tvm import tirx
 
 from plait.codegen.cell_tiles import layer_step_cycles, live_vectors
@@ -39,7 +38,7 @@ from plait.codegen.tvm.loops import (
     unrolled,
     vectors,
 )
-from plait.codegen.tvm.meeting import Meeting
+from plait.codegen.tvm.phases import Phases
 from plait.codegen.tvm.scalars import const
 from plait.ir.graph import Graph
 from plait.passes.packing import GatePanels
@@ -48,7 +47,7 @@ from plait.passes.select import Selection
 PrimExpr = Any
 Stmt = Any
 
-SHARED_STEP = 50_000  # multiply-adds of a step from which a barrier costs less than it saves
+SHARED_STEP = 50_000  # multiply-adds of a step from which sharing it costs less than it saves
 MOST_VECTORS = 6  # of a panel: its weights come from L2, a vector a cycle
 ALL_BYTES = 2 << 20  # of weights that threads may each read wholly in every step
 
@@ -117,8 +116,7 @@ class Layer:
                         for k in range(1, self.cell.states)]  # fmt: skip
         self.gates = scratch(parts * rows * self.wide, "gates")
         self.own = [self.hidden, *self.carried, self.gates]
-        self.meeting = Meeting(parts) if parts > 1 and rows == self.batch else None
-        self.own += [self.meeting.flags] if self.meeting else []
+        self.phases = Phases(parts) if parts > 1 and rows == self.batch else None
         if packed:
             weights = source_input(body, self.node.operands[self.cell.weights])
             self.panels = self.parameters.inputs[weights].buffer
@@ -127,7 +125,7 @@ class Layer:
             self.own.append(self.panels)
 
     def build(self) -> Any:
-        steps = self.together(self.meeting) if self.meeting else self.alone()
+        steps = self.together(self.phases) if self.phases else self.alone()
         packing = [self.pack()] if self.panels in self.own else []
         return self.parameters.function([
             *map(tirx.AllocBuffer, self.own), *packing, self.start(), steps, self.finish(),
@@ -204,24 +202,24 @@ class Layer:
         kind = tirx.ForKind.PARALLEL if self.parts > 1 else None
         return loop(self.parts, part, kind, "part")
 
-    def together(self, meeting: Meeting) -> Stmt:
-        """Parts that share the chunks of a step and meet before the next."""
+    def together(self, phases: Phases) -> Stmt:
+        """Parts that share the chunks of a step, which is a phase."""
 
         def part(number: PrimExpr, p: PrimExpr) -> Stmt:
             first = p * self.chunks // self.parts
             count = (p + 1) * self.chunks // self.parts - first
             place = Place(const(0, "int32"), self.batch, p * self.batch)
-            chunks = loop(count, lambda i: self.chunk_step(
+            return loop(count, lambda i: self.chunk_step(
                 number, first + _there_and_back(number, i, count), place), None, "chunk",
             )  # fmt: skip
-            return sequence([meeting.wait(number), chunks, meeting.arrive(p, number + 1)])
 
-        steps = loop(self.steps, lambda number: loop(
-            self.parts, partial(part, number), tirx.ForKind.PARALLEL, "part"), None, "step",
-        )  # fmt: skip
-        # Threads are started once, for all steps.
-        key = tvm.ir.StringImm("default"), "pragma_parallel_launch_point", const(1, "int32")
-        return sequence([meeting.open(), tirx.AttrStmt(*key, steps)])
+        def thread(own: PrimExpr) -> Stmt:
+            return loop(self.steps, lambda number: phases.run(
+                number, self.parts, own, partial(part, number)), None, "step",
+            )  # fmt: skip
+
+        threads = loop(self.parts, thread, tirx.ForKind.PARALLEL, "part")
+        return phases.around(threads)
 
     def chunk_step(self, number: PrimExpr, c: PrimExpr, place: Place) -> Stmt:
         time = self.steps - 1 - number if self.reverse else number

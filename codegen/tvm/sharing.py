@@ -12,16 +12,16 @@ from typing import Any
 
 from tvm import tirx
 
-from plait.codegen.tvm.loops import loop, put, sequence
+from plait.codegen.tvm.loops import loop, sequence
 from plait.codegen.tvm.parts import neighbours
+from plait.codegen.tvm.phases import Phases
 from plait.codegen.tvm.scalars import const
 
 PrimExpr = Any
 Stmt = Any
 
 SHARES = 16  # parts for each thread: one waits at the end for about a part
-MOST_PARTS = 128  # what is left of them lies on the stack
-_LOCK, _COUNT, _FREE = 0, 1, 2  # where what is: from the last on, a word for each part
+MOST_PARTS = 128  # who has taken them is looked up one by one
 
 
 def parts_for(threads: int) -> int:
@@ -29,68 +29,29 @@ def parts_for(threads: int) -> int:
     return threads * max(1, min(SHARES, MOST_PARTS // threads)) if threads > 1 else 1
 
 
-class Sharing:
-    """What is left of `parts` parts; the caller allocates the buffer `left` and opens it."""
+def taken(parts: int, work: Callable[[PrimExpr], Stmt], own: Sequence[Any] = ()) -> Stmt:
+    """`work` on 0..parts-1 by threads that take one after another; each has `own` buffers."""
+    phases = Phases(parts)
 
-    def __init__(self, parts: int) -> None:
-        self.parts = parts
-        assert parts <= MOST_PARTS, f"{parts} parts do not lie on the stack"
-        self.left = tirx.decl_buffer((_FREE + parts,), "int32", name="left")
+    # A thread comes by at several places, the first time with all there is to take.
+    def thread(first: PrimExpr) -> Stmt:
+        take = phases.run(const(0, "int32"), parts, first, work)
+        return sequence([*map(tirx.AllocBuffer, own), take])
 
-    def open(self) -> Stmt:
-        """No part is taken yet."""
-        free = loop(self.parts, lambda p: put(self.left, _FREE + p, const(1, "int32")))
-        return sequence([
-            self._lock("pthread_spin_init", const(0, "int32")),
-            put(self.left, _COUNT, const(self.parts, "int32")), free,
-        ])  # fmt: skip
-
-    def take(self, first: PrimExpr, work: Callable[[PrimExpr], Stmt]) -> Stmt:
-        """Work on one part after another, from the part `first` on, until none is left."""
-        part, more = (tirx.decl_buffer((1,), "int32", name=name) for name in ("part", "more"))
-        return sequence([
-            tirx.AllocBuffer(part), put(part, 0, first),
-            tirx.AllocBuffer(more), put(more, 0, const(1, "int32")),
-            tirx.While(more[0] > 0, sequence([
-                self._next(part, more), tirx.IfThenElse(more[0] > 0, work(part[0]), None),
-            ])),
-        ])  # fmt: skip
-
-    def _next(self, part: Any, more: Any) -> Stmt:
-        """Take the next part that is free, if there is `more`."""
-        ahead = put(part, 0, (part[0] + 1) % self.parts)
-        taken = [
-            tirx.While(self.left[_FREE + part[0]] < 1, ahead),
-            put(self.left, _FREE + part[0], const(0, "int32")),
-            put(self.left, _COUNT, self.left[_COUNT] - 1),
-        ]
-        return sequence([
-            self._lock("pthread_spin_lock"), put(more, 0, self.left[_COUNT]),
-            tirx.IfThenElse(more[0] > 0, sequence(taken), None),
-            self._lock("pthread_spin_unlock"),
-        ])  # fmt: skip
-
-    def _lock(self, function: str, *more: PrimExpr) -> Stmt:
-        place = tirx.call_intrin("handle", "tirx.address_of", self.left[_LOCK])
-        return tirx.Evaluate(tirx.call_extern("int32", function, place, *more))
+    threads = loop(parts, thread, tirx.ForKind.PARALLEL, "part")
+    return phases.around(threads)
 
 
 def shared(
     count: int, threads: int, item: Callable[[PrimExpr], Stmt], own: Sequence[Any] = ()
 ) -> Stmt:
     """`item` at 0..count-1, by threads that take neighbours as they go; each has `own` buffers."""
-    buffers = [tirx.AllocBuffer(b) for b in own]
     parts = min(count, parts_for(threads), MOST_PARTS)
     if parts < 2:
-        return sequence([*buffers, loop(count, item, None, "k")])
-    sharing = Sharing(parts)
+        return sequence([*map(tirx.AllocBuffer, own), loop(count, item, None, "k")])
 
     def work(part: PrimExpr) -> Stmt:
         first, some = neighbours(count, parts, part)
         return loop(some, lambda k: item(first + k), None, "k")
 
-    def thread(first: PrimExpr) -> Stmt:
-        return sequence([*buffers, sharing.take(first, work)])
-
-    parallel = loop(parts, thread, tirx.ForKind.PARALLEL, "part")
-    return sequence([tirx.AllocBuffer(sharing.left), sharing.open(), parallel])
+    return taken(parts, work, own)

@@ -2,15 +2,15 @@
 
     steps(frame: void *, begin: int32, end: int32)
 
-Kernels in a part for each thread share threads: a region starts them once, and they meet at a
-barrier wherever one step may read what another has made.  Of a kernel in more parts, threads take
-one after another.  Every thread sees the same steps and barriers, also when a kernel has failed:
-the steps after it then do nothing.
+Kernels in a part for each thread share threads: a region starts them once, and they go through its
+steps in phases, whose parts they claim.  Of a kernel in more parts, threads take one after another.
+Every thread sees the same phases, also when a kernel has failed: the steps after it do nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import tvm
@@ -19,7 +19,9 @@ from tvm import tirx
 from plait.codegen import frame as f
 from plait.codegen.plan import Call, Copy, ModulePlan, PointerArg
 from plait.codegen.tvm.build import as_c_function
-from plait.codegen.tvm.sharing import Sharing
+from plait.codegen.tvm.loops import sequence
+from plait.codegen.tvm.phases import Phases
+from plait.codegen.tvm.sharing import taken
 
 PrimExpr = Any
 Stmt = Any
@@ -97,33 +99,28 @@ class _Steps:
         return self._if_wanted(i, i + 1, tirx.IfThenElse(self._call(step) != 0, failed, None))
 
     def _region(self, first: int, last: int) -> Stmt:
-        """Steps [first, last) by threads that start once."""
-        steps, body = self.plan.steps, list[Stmt]()
+        """Steps [first, last), which threads go through together."""
+        phases = Phases(max(map(_parts, self.plan.steps[first:last])))
+        own, body = tirx.Var("own", "int32"), list[Stmt]()
         for i in range(first, last):
-            work = self._shared(steps[i])
-            # Steps of one part belong to one thread; the end of the region is a barrier too.
-            if i + 1 < last and max(_parts(steps[i]), _parts(steps[i + 1])) > 1:
-                work = _attribute("pragma_parallel_barrier_when_finish", work)
-            body.append(self._if_wanted(i, i + 1, work))
-        together = (
-            _attribute("pragma_parallel_launch_point", tirx.SeqStmt(body)) if body[1:] else body[0]
-        )
-        return self._if_wanted(first, last, tirx.SeqStmt([together, self._unless_failed()]))
+            step = self.plan.steps[i]
+            assert isinstance(step, Call)
+            work = partial(self._part, step)
+            phase = phases.run(_int(i - first), step.parts, own, work)
+            body.append(self._if_wanted(i, i + 1, phase))
+        threads = tirx.For(own, _int(0), _int(phases.parts), tirx.ForKind.PARALLEL, sequence(body))
+        shared = phases.around(threads, tirx.max(self.begin - first, _int(0)))
+        return self._if_wanted(first, last, tirx.SeqStmt([shared, self._unless_failed()]))
 
     def _taken(self, i: int) -> Stmt:
         """A step whose parts threads take as they go."""
         step = self.plan.steps[i]
         assert isinstance(step, Call)
-        sharing = Sharing(step.parts)
 
         def call(part: PrimExpr) -> Stmt:
             return tirx.IfThenElse(self._call(step, part) != 0, self._status(-1), None)
 
-        # A thread comes by at several of these, the first time with all there is to take.
-        first = tirx.Var("first", "int32")
-        take = sharing.take(first, call)
-        threads = tirx.For(first, _int(0), _int(step.parts), tirx.ForKind.PARALLEL, take)
-        stmts = [tirx.AllocBuffer(sharing.left), sharing.open(), threads, self._unless_failed()]
+        stmts = [taken(step.parts, call), self._unless_failed()]
         return self._if_wanted(i, i + 1, tirx.SeqStmt(stmts))
 
     def _unless_failed(self) -> Stmt:
@@ -131,17 +128,11 @@ class _Steps:
         failed = self.words[self.layout.status] != _long(0)
         return tirx.IfThenElse(failed, tirx.Return(_int(0)), None)
 
-    def _shared(self, step: Step) -> Stmt:
-        """A kernel's parts, shared out among the threads."""
-        assert isinstance(step, Call)
-        part, parts = tirx.Var("part", "int32"), step.parts
-        call = self._call(step, *([part] if parts > 1 else []))
+    def _part(self, step: Call, part: PrimExpr) -> Stmt:
+        """A part of a kernel, or the whole of one that has no parts; nothing after a failure."""
+        call = self._call(step, *([part] if step.parts > 1 else []))
         runs = self.words[self.layout.status] == _long(0)
-        if parts == 1:  # a loop of one would be simplified away, and every thread run it
-            runs, parts = tirx.all(part == 0, runs), 2
-        work = tirx.IfThenElse(call != 0, self._status(-1), None)
-        body = tirx.IfThenElse(runs, work, None)
-        return tirx.For(part, _int(0), _int(parts), tirx.ForKind.PARALLEL, body)
+        return tirx.IfThenElse(runs, tirx.IfThenElse(call != 0, self._status(-1), None), None)
 
     def _if_wanted(self, first: int, last: int, work: Stmt) -> Stmt:
         """Work for some of the steps [first, last), if any of them is to run."""
@@ -163,10 +154,6 @@ class _Steps:
 
     def _status(self, value: int) -> Stmt:
         return tirx.BufferStore(self.words, _long(value), [self.layout.status])
-
-
-def _attribute(key: str, body: Stmt) -> Stmt:
-    return tirx.AttrStmt(tvm.ir.StringImm("default"), key, _int(1), body)
 
 
 def _int(value: int) -> Any:

@@ -25,6 +25,7 @@ from plait.codegen.tvm.build import (
 )
 from plait.codegen.tvm.main_func import compile_main
 from plait.codegen.tvm.pointers import over_pointers
+from plait.codegen.tvm.pool import pool_object
 from plait.codegen.tvm.target import cpu_target
 from plait.ir import types as t
 from plait.ir.builder import Builder
@@ -61,7 +62,9 @@ def test_one_kernel_called_from_many_places() -> None:
         tuple(Call("k_double", pair) for pair in ((X, a), (a, b), (b, a), (a, Y))),
         arena_bytes=512,
     )
-    model = CompiledModel(plan, Library([data, compile_main(plan, host_target())]))
+    model = CompiledModel(
+        plan, Library([data, compile_main(plan, host_target())], pool_object(host_target()))
+    )
     x = np.arange(64, dtype=np.float32)
     np.testing.assert_array_equal(model(x)[0], 16 * x)
 
@@ -83,7 +86,9 @@ def test_main_takes_every_dtype_and_rank(dtype: str, shape: tuple[int, ...]) -> 
     plan = ModulePlan(
         f"copy {spec}", (spec,), (TensorSpec("y", dtype, shape),), (Copy(Y, X, spec.nbytes),)
     )
-    model = CompiledModel(plan, Library([compile_main(plan, host_target())]))
+    model = CompiledModel(
+        plan, Library([compile_main(plan, host_target())], pool_object(host_target()))
+    )
     x = np.ones(shape, spec.numpy)
     (y,) = model(x)
     assert y.dtype == x.dtype and y.shape == shape

@@ -20,6 +20,7 @@ from plait.codegen.tvm.gemm import Gemm, _Nest, gemm_loops
 from plait.codegen.tvm.loops import Ahead, kernel, prefetch, put
 from plait.codegen.tvm.main_func import compile_main
 from plait.codegen.tvm.pointers import over_pointers
+from plait.codegen.tvm.pool import pool_object
 from plait.codegen.tvm.target import cpu_target
 from plait.ir import types as t
 from plait.ir.builder import Builder
@@ -59,7 +60,7 @@ def run(case: Case, inputs: list[Array], out_shape: tuple[int, ...]) -> Array:
         (TensorSpec("out", "float32", out_shape),),
         (Call("k_gemm", args),),
     )
-    model = CompiledModel(plan, Library([code, compile_main(plan, target)]))
+    model = CompiledModel(plan, Library([code, compile_main(plan, target)], pool_object(target)))
     result: Array = model(*inputs)[0]
     return result
 

@@ -19,6 +19,7 @@ from plait.codegen.tvm.loops import flat
 from plait.codegen.tvm.main_func import compile_main
 from plait.codegen.tvm.nest import Nest
 from plait.codegen.tvm.pointers import over_pointers
+from plait.codegen.tvm.pool import pool_object
 from plait.codegen.tvm.rows import MAX_ROW_BYTES, Rows
 from plait.codegen.tvm.target import cpu_target
 from plait.fuzz.generate import random_inputs
@@ -207,7 +208,7 @@ class Compiled:
         args += [PointerArg("output", k) for k in range(len(outs))]
         plan = ModulePlan("one", ins, outs, (Call(symbol, tuple(args)),))
         code = [self.code[symbol].data, compile_main(plan, host_target())]
-        found = CompiledModel(plan, Library(code), None, threads)(
+        found = CompiledModel(plan, Library(code, pool_object(host_target())), None, threads)(
             *(a if a.size else np.zeros(1, a.dtype) for a in flat)
         )
         return [a[:size] for a, size in zip(found, sizes, strict=True)]

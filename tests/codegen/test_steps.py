@@ -19,6 +19,7 @@ from plait.codegen.tvm.loops import along, loop, put, sequence
 from plait.codegen.tvm.main_func import compile_main
 from plait.codegen.tvm.parts import PARTS, in_parts, parts_of
 from plait.codegen.tvm.pointers import over_pointers
+from plait.codegen.tvm.pool import pool_object
 from plait.codegen.tvm.sharing import parts_for
 from plait.codegen.tvm.steps import regions
 from plait.ir import types as t
@@ -73,7 +74,7 @@ def model_of(func: Any, calls: int, size: int, threads: int) -> CompiledModel:
     given, made = (TensorSpec(name, "float32", (size,)) for name in "xy")
     plan = ModulePlan(f"parts{size}", (given,), (made,), tuple(chain), threads=2)
     kernel = compile_kernel(over_pointers(func), "k_parts", host_target())
-    library = Library([kernel, compile_main(plan, host_target())])
+    library = Library([kernel, compile_main(plan, host_target())], pool_object(host_target()))
     return CompiledModel(plan, library, threads=threads)
 
 
@@ -133,7 +134,7 @@ def test_kernels_of_one_part_wait_for_those_of_several(most: int) -> None:
     specs = [TensorSpec(name, "float32", (rows * 8,)) for name in "xy"]
     plan = ModulePlan("mixed", (specs[0],), (specs[1],), tuple(calls), 4 * rows * 8, threads=3)
     objects = [compile_kernel(over_pointers(f), s, host_target()) for s, f in funcs.items()]
-    library = Library([*objects, compile_main(plan, host_target())])
+    library = Library([*objects, compile_main(plan, host_target())], pool_object(host_target()))
     x = np.random.default_rng(0).standard_normal(rows * 8, np.float32)
     mean = (x + x[::-1]) / 2
     for threads in (1, 2, 3, 4):
@@ -172,7 +173,11 @@ def test_nothing_follows_a_failed_kernel(rows: int, then: int) -> None:
     assert [call.parts for call in calls] == [rows, then]
     given, made = (TensorSpec(name, "float32", (16,)) for name in "xy")
     plan = ModulePlan("failing", (given,), (made,), (calls[0], calls[1], calls[0]), threads=2)
-    model = CompiledModel(plan, Library([*objects, compile_main(plan, host_target())]), threads=2)
+    model = CompiledModel(
+        plan,
+        Library([*objects, compile_main(plan, host_target())], pool_object(host_target())),
+        threads=2,
+    )
     result = np.zeros(16, np.float32)
     for _ in range(50):
         with pytest.raises(MemoryError, match="failing"):

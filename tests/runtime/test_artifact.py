@@ -188,8 +188,8 @@ def drop(name: str) -> Callable[[dict[str, bytes]], None]:
 @pytest.mark.parametrize(
     ("edit", "kind", "message"),
     [
-        (edit_manifest(lambda m: m.update(format=4)), NewerArtifact, "format version 4 is newer"),
-        (edit_manifest(lambda m: m.update(format=1)), ArtifactError, "format 1 is no longer read"),
+        (edit_manifest(lambda m: m.update(format=5)), NewerArtifact, "format version 5 is newer"),
+        (edit_manifest(lambda m: m.update(format=3)), ArtifactError, "format 3 is no longer read"),
         (edit_manifest(lambda m: m.update(kind="x")), CorruptArtifact, "its kind is 'x'"),
         (edit_manifest(lambda m: m.pop("format")), CorruptArtifact, "'format'"),
         (edit_manifest(lambda m: m.update(targets=7)), CorruptArtifact, "'targets' is missing or"),

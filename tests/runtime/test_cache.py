@@ -138,7 +138,7 @@ def test_writers_in_other_processes_that_are_killed(tmp_path: Path) -> None:
             writer.wait()
     assert seen == whole
     assert cache.get(KEY) in whole
-    for path in root.rglob(".tmp-*"):
+    for path in root.rglob(".*.partial"):
         os.utime(path, (0, 0))
     cache.gc()
     assert [p.name for p in root.rglob("*") if p.is_file()] == [KEY]

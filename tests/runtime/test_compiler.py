@@ -147,9 +147,10 @@ def test_a_selection_is_looked_up_once(tmp_path: Path, monkeypatch: pytest.Monke
     assert asked.count(SELECTIONS) == 1
 
 
+@pytest.mark.parametrize("file", ["new.py", "new.ll"])
 @pytest.mark.parametrize("package", ["codegen", "ir", "passes"])
 def test_the_fingerprint_covers_what_decides_code(
-    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    package: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = code_fingerprint.__wrapped__()
     assert made == code_fingerprint()
@@ -157,7 +158,7 @@ def test_the_fingerprint_covers_what_decides_code(
     shutil.copytree(module.__path__[0], tmp_path / package)
     monkeypatch.setattr(module, "__path__", [str(tmp_path / package)])
     assert code_fingerprint.__wrapped__() == made, "where it lies does not matter"
-    (tmp_path / package / "new.py").write_text("ANSWER = 42\n")
+    (tmp_path / package / file).write_text("ANSWER = 42\n")
     assert code_fingerprint.__wrapped__() != made
 
 

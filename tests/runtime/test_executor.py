@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +13,7 @@ import pytest
 
 from plait.ir.errors import ArtifactError, InputMismatch, UsageError
 from plait.runtime import executor
-from plait.runtime.artifact import Artifact
+from plait.runtime.artifact import Artifact, TargetCode
 from plait.runtime.executor import CompiledModel
 from plait.runtime.loader import Library
 
@@ -200,38 +198,13 @@ def test_bad_construction(model: CompiledModel) -> None:
         CompiledModel(model.plan, model._library, np.zeros(8, np.uint8))
 
 
-def test_a_library_without_the_symbol(small_artifact: Path) -> None:
-    artifact = Artifact.open(small_artifact)
-    names = artifact.manifest["targets"][0]["objects"]
-    library = Library([artifact.member(name).tobytes() for name in names])
+def test_a_library_without_the_symbol(small_code: TargetCode) -> None:
+    library = Library(small_code.objects, small_code.pool)
     with pytest.raises(ArtifactError, match="no_such_main: cannot be linked"):
         library.function("no_such_main")
 
 
-def test_objects_that_lack_a_kernel_are_refused(small_artifact: Path) -> None:
-    artifact = Artifact.open(small_artifact)
-    main = artifact.manifest["targets"][0]["objects"][-1]
-    with pytest.raises(ArtifactError, match="cannot be linked"):
-        Library([artifact.member(main).tobytes()])
-    with pytest.raises(ArtifactError, match="cannot be linked"):
-        Library([b"not an object"])
-
-
-def test_a_forked_process_runs_alone(small_artifact: Path) -> None:
-    """The threads of the pool do not survive a fork: a run would wait for them for ever."""
-    code = (
-        "import os, sys, numpy as np\n"
-        "import plait\n"
-        f"model = plait.load({str(small_artifact)!r}, threads=2)\n"
-        f"x = np.ones({SHAPE}, np.float32)\n"
-        "before = model(x)[0]\n"
-        "child = os.fork()\n"
-        "if child == 0:\n"
-        "    os._exit(int(not np.array_equal(model(x)[0], before)))\n"
-        "code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])\n"
-        "assert np.array_equal(model(x)[0], before)\n"
-        "sys.exit(code)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "forked" in done.stderr
+def test_objects_that_lack_a_kernel_are_refused(small_code: TargetCode) -> None:
+    for wrong in (small_code.objects[-1], b"not an object"):
+        with pytest.raises(ArtifactError, match="cannot be linked"):
+            Library([wrong], small_code.pool)

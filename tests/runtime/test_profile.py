@@ -131,7 +131,7 @@ def test_artifacts_whose_graph_is_of_no_use(
     profiled_module: Any, small_contents: Contents, tmp_path: Path
 ) -> None:
     module, path = profiled_module, tmp_path / "model.plait"
-    code = (TargetCode(module.target, module.plan, module.objects),)
+    code = (TargetCode(module.target, module.plan, module.objects, module.pool),)
     for stages, message in [
         ({}, r"holds no stage 'lowered'.*compile it again"),
         ({"lowered": "graph @m() {"}, r"its stage 'lowered' cannot be used: line 1"),

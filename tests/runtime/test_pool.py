@@ -1,0 +1,136 @@
+"""The threads of parallel loops: how many there are, whom they wait for, when they end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("tvm", reason="TVM comes with the compile extra")
+
+from tvm.script import tirx as T
+
+from plait.codegen.plan import Call, ModulePlan, PointerArg, TensorSpec
+from plait.codegen.tvm.build import compile_kernel, host_target
+from plait.codegen.tvm.main_func import compile_main
+from plait.codegen.tvm.pool import pool_object
+from plait.runtime.executor import CompiledModel
+from plait.runtime.loader import Library
+
+TASKS = 64
+MODEL = """
+import os, sys, numpy as np, plait
+model = plait.load({path!r}, threads=2)
+x = np.ones((4, 256), np.float32)
+before = model(x)[0]
+"""
+
+
+@pytest.fixture(scope="module")
+def who_works() -> Callable[[int], set[int]]:
+    """The threads, by the system's numbers, that share a loop of 64 ms among so many."""
+
+    @T.prim_func(s_tir=True)
+    def func(a: T.handle) -> T.int32:
+        A = T.decl_buffer((TASKS,), "int32", data=a)
+        for i in T.parallel(TASKS):
+            T.evaluate(T.call_extern("int32", "usleep", 1000))
+            A[i] = T.call_extern("int32", "gettid")
+        return 0
+
+    plan = ModulePlan("who", (), (TensorSpec("y", "int32", (TASKS,)),),
+                      (Call("k_who", (PointerArg("output"),)),))  # fmt: skip
+    target = host_target()
+    objects = [compile_kernel(func, "k_who", target), compile_main(plan, target)]
+    library = Library(objects, pool_object(target))
+    return lambda count: set(CompiledModel(plan, library, threads=count)()[0].tolist())
+
+
+def in_new_process(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("counts", [(2, 1, 2), (1, 4, 2, 3, 4)])
+def test_as_many_threads_as_are_asked_for(
+    who_works: Callable[[int], set[int]], counts: tuple[int, ...]
+) -> None:
+    """A worker on the launcher's CPU stays out, so a run may have fewer, but none has more."""
+    with ThreadPoolExecutor(max_workers=1) as launcher:
+        for count in counts:
+            found = [len(launcher.submit(who_works, count).result()) for _ in range(5)]
+            assert max(found) <= count
+            assert max(found) >= min(count, len(os.sched_getaffinity(0)))
+
+
+def test_launchers_beside_each_other(who_works: Callable[[int], set[int]]) -> None:
+    """The first one has the workers, the others do their loops alone: no thread works for two."""
+    with ThreadPoolExecutor(max_workers=3) as launchers:
+        found = list(launchers.map(who_works, [2] * 3))
+    assert all(1 <= len(threads) <= 2 for threads in found)
+    assert sum(len(threads) for threads in found) == len(set().union(*found))
+
+
+def test_a_forked_process_starts_threads_of_its_own(small_artifact: Path) -> None:
+    code = MODEL.format(path=str(small_artifact)) + (
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    same = all(np.array_equal(model(x)[0], before) for _ in range(100))\n"
+        "    os._exit(0 if same and len(os.listdir('/proc/self/task')) > 1 else 1)\n"
+        "code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])\n"
+        "assert np.array_equal(model(x)[0], before)\n"
+        "sys.exit(code)\n"
+    )
+    done = in_new_process(code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_process_ends_while_workers_look_for_work(small_artifact: Path) -> None:
+    for _ in range(5):
+        done = in_new_process(MODEL.format(path=str(small_artifact)))
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_idle_threads_sleep(who_works: Callable[[int], set[int]]) -> None:
+    who_works(2)
+    time.sleep(0.05)
+    before = time.process_time()
+    time.sleep(0.5)
+    assert time.process_time() - before < 0.1
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one CPU has no second thread")
+def test_nobody_waits_for_a_thread_that_gets_no_cpu() -> None:
+    """Torch's threads spin for milliseconds after their work, on the CPU of our worker."""
+    torch = pytest.importorskip("torch", reason="torch's threads are those in the way")
+    import plait
+
+    layers = [torch.nn.Linear(256, 256), torch.nn.ReLU()] * 3
+    model = plait.compile(torch.nn.Sequential(*layers), (torch.ones(32, 256),), threads=2)
+    x, other = np.ones((32, 256), np.float32), torch.ones(1 << 20)
+    alone, beside = list[float](), list[float]()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for _ in range(60):
+            beside.append((torch.relu(other), seconds(lambda: model(x)))[1])
+        time.sleep(0.1)
+        for _ in range(60):
+            alone.append(seconds(lambda: model(x)))
+    finally:
+        torch.set_num_threads(threads)
+    # It was 30 times as long while launchers waited, since each call took some 4 ms.
+    assert np.median(beside) < 8 * np.median(alone)
