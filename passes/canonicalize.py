@@ -26,6 +26,7 @@ from plait.passes.rewrite import Match, Replacement, Rule, apply_rules, rule
 
 # A constant may be computed now if its result is small, or no larger than what it is made from.
 FOLD_ELEMENTS = 1 << 16
+FOLD_PRODUCTS = 1 << 22  # computing one costs more than reading it does
 
 
 @rule("reshape", "transpose", "broadcast_to", "cast", "slice", "relayout")
@@ -265,7 +266,8 @@ def _foldable(m: Match) -> bool:
         return False
     made = sum(_elements(ty) for ty in m.node.types)
     read = sum(_elements(v.type) for v in m.operands)
-    return made <= max(FOLD_ELEMENTS, read)
+    most = FOLD_PRODUCTS if ops.has_trait(m.node.op, "contraction") else FOLD_ELEMENTS
+    return made <= max(most, read)
 
 
 def _fold(m: Match) -> Replacement:

@@ -20,8 +20,8 @@ from plait.passes.context import Context
 _log = logger(__name__)
 
 DEFAULT_PIPELINE = (
-    "canonicalize,fold-batch-norm,decompose,canonicalize,layout,legalize-math,fuse,select,"
-    "stripe,place,order,allocate"
+    "canonicalize,fold-batch-norm,raise-attention,decompose,canonicalize,layout,legalize-math,"
+    "fuse,select,stripe,place,order,allocate"
 )
 
 

@@ -14,18 +14,19 @@ from plait.codegen.schedule import Schedule
 from plait.codegen.tvm.build import compile_kernel, host_target
 from plait.codegen.tvm.main_func import compile_main
 from plait.codegen.tvm.pointers import over_pointers
+from plait.codegen.tvm.pool import pool_object
 from plait.codegen.tvm.target import cpu_target
 from plait.ir.graph import Graph, Node
 from plait.ir.interp import interpret
 from plait.passes.context import Context
-from plait.passes.pipeline import parse_pipeline
+from plait.passes.pipeline import DEFAULT_PIPELINE, parse_pipeline
 from plait.runtime.compiler import Module, compile_graph
 from plait.runtime.executor import CompiledModel
 from plait.runtime.loader import Library
 
 Array = NDArray[Any]
 both_cores = pytest.mark.parametrize("core", [AVX2, AVX512], indirect=True, ids=["8", "16 lanes"])
-SELECTED = "canonicalize,fold-batch-norm,decompose,canonicalize,layout,legalize-math,fuse,select"
+SELECTED = DEFAULT_PIPELINE.partition(",stripe")[0]
 
 
 def normal(seed: int, *shape: int) -> Array:
@@ -75,5 +76,5 @@ def call(body: Graph, schedule: str, inputs: list[Array], over: int | None = Non
     args = (*(PointerArg("input", k) for k in range(len(inputs))), to)
     plan = ModulePlan("one", tuple(specs), (result,), (Call("k_one", args),))
     objects = [compile_kernel(func, "k_one", host_target()), compile_main(plan, host_target())]
-    (found,) = CompiledModel(plan, Library(objects))(*given)
+    (found,) = CompiledModel(plan, Library(objects, pool_object(host_target())))(*given)
     return found if over is None else given[over]

@@ -291,3 +291,13 @@ def test_random_graphs_keep_their_meaning() -> None:
         assert len(found.nodes) <= len(graph.nodes) + len(graph.outputs), seed
         assert simplify(found) == found, seed
         same_meaning(graph, found, seed)
+
+
+def test_products_of_constants_are_folded_also_if_they_are_large() -> None:
+    """A mask made of positions would be computed anew in each run."""
+    b = Builder()
+    x = b.input(typed((300, 300)))
+    left, right = (b.constant(np.ones(shape, np.float32)) for shape in ((300, 2), (2, 300)))
+    product = b.emit("dot_general", left, right, lhs_contract=(1,), rhs_contract=(0,))
+    after = Canonicalize().apply(b.finish([x + b.emit("sigmoid", product)]), Context())
+    assert ops_of(after) == ["constant", "add"]

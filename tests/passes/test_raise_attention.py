@@ -1,0 +1,198 @@
+"""Attention that is written out becomes one operation, where that is the same."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from plait.ir import types as t
+from plait.ir.builder import Builder, Value
+from plait.ir.ops.contraction import matmul
+from tests.passes.graphs import build, ops_of, run, same_meaning
+
+RNG = np.random.default_rng(0)
+B, H, M, N, D, E = 2, 3, 5, 7, 4, 6
+LOWEST = float(np.finfo(np.float32).min)
+Change = Callable[[Builder, Value], Value]
+SEEN = RNG.random((H, M, N)) < 0.5
+SEEN[..., 2] = True
+
+
+def normal(*shape: int) -> Any:
+    return RNG.standard_normal(shape, np.float32)
+
+
+def attention(*changes: Change, heads: int = H) -> Any:
+    """A graph of q[B, H, M, D], k[B, H, N, D], v[B, H, N, E] whose scores are changed so."""
+
+    def make(b: Builder, q: Value, k: Value, v: Value) -> Value:
+        scores = matmul(b, q, b.transpose(k, (0, 1, 3, 2)))
+        for change in changes:
+            scores = change(b, scores)
+        weights = b.emit("softmax", scores, axis=scores.rank - 1)
+        return matmul(b, b.reshape(weights, (B, heads, M, N)), v)
+
+    return build(make, (B, heads, M, D), (B, heads, N, D), (B, heads, N, E))
+
+
+def scaled(factor: float) -> Change:
+    return lambda b, s: s * factor
+
+
+def added(mask: Any) -> Change:
+    return lambda b, s: s + b.constant(mask)
+
+
+def chosen(seen: Any, low: float, swapped: bool = False) -> Change:
+    """Scores where `seen`, elsewhere a low number."""
+
+    def change(b: Builder, s: Value) -> Value:
+        low_ = b.scalar(low, s.dtype)
+        return (
+            b.emit("select", b.constant(~seen), low_, s)
+            if swapped
+            else b.emit("select", b.constant(seen), s, low_)
+        )
+
+    return change
+
+
+def reshaped(*shape: int) -> Change:
+    return lambda b, s: b.reshape(s, shape)
+
+
+def check(graph: Any, raised: bool = True) -> Any:
+    after = run("canonicalize,raise-attention", graph)
+    assert ("attention" in ops_of(after)) == raised
+    assert ("softmax" in ops_of(after)) != raised
+    same_meaning(graph, after)
+    return after
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [],
+        [scaled(0.5)],
+        [lambda b, s: b.emit("div", s, b.scalar(2.0, s.dtype))],
+        [scaled(0.5), added(normal(H, M, N))],
+        [added(normal(1, H, M, N)), scaled(0.5)],
+        [added(normal(M, N)), scaled(0.5), added(normal(N)), scaled(3.0)],
+        [added(normal(B, 1, 1, N))],
+        [scaled(0.5), chosen(SEEN, -math.inf)],
+        [chosen(SEEN, LOWEST, swapped=True)],
+        [added(normal(M, N)), chosen(np.ones((M, N), bool), LOWEST)],
+        [chosen(SEEN[:1], -math.inf), chosen(SEEN, -1e9)],
+        [added(np.where(SEEN, np.float32(0), np.float32(-np.inf)))],
+        [reshaped(B * H, M, N), scaled(0.5), added(normal(1, 1, N)), reshaped(B, H, M, N)],
+        [added(normal(H, M, N)), reshaped(B, 1, H, M, N), added(normal(B, 1, 1, M, N)),
+         reshaped(B, H, M, N)],
+    ],
+)  # fmt: skip
+def test_raised(changes: list[Change]) -> None:
+    check(attention(*changes))
+
+
+def test_the_future_hidden_is_causal() -> None:
+    future = np.tri(M, N, dtype=bool)
+    after = run("canonicalize,raise-attention,canonicalize", attention(chosen(future, -math.inf)))
+    (whole,) = (n for n in after.nodes if n.op == "attention")
+    assert whole.attrs["causal"] and len(whole.operands) == 3
+
+
+def _row_hidden() -> Any:
+    seen = SEEN.copy()
+    seen[0, 1] = False
+    return seen
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        # Where nothing is seen the written softmax is NaN.
+        [chosen(_row_hidden(), -math.inf)],
+        [added(np.where(_row_hidden(), np.float32(0), np.float32(-np.inf)))],
+        # Scores may be as low as that themselves.
+        [chosen(SEEN, -100.0)],
+        [chosen(SEEN, -1e9), scaled(1e-3)],
+        # What is added does not hide a score that is NaN.
+        [chosen(SEEN, -math.inf), added(normal(H, M, N))],
+        [added(np.full((M, N), np.nan, np.float32))],
+        [lambda b, s: b.emit("tanh", s)],
+        [lambda b, s: b.emit("div", s, b.scalar(0.0, s.dtype))],
+        [scaled(0.5), lambda b, s: s * b.constant(normal(M, N))],
+        # Masks of some batches, in a shape that is cut otherwise.
+        [reshaped(B * H, M, N), added(normal(B * H, M, N)), reshaped(B, H, M, N)],
+        [reshaped(B, H, N, M)],
+    ],
+)
+def test_left_alone(changes: list[Change]) -> None:
+    graph = attention(*changes)
+    after = run("canonicalize,raise-attention", graph)
+    assert "attention" not in ops_of(after)
+
+
+def test_masks_that_are_computed() -> None:
+    """Those of a product, or of whole numbers, cannot be -inf; an input can."""
+
+    def make(b: Builder, q: Value, k: Value, v: Value, other: Value, given: Value) -> list[Value]:
+        at_work = matmul(b, q, b.transpose(other, (0, 2, 1))) / 3.0
+        numbers = b.emit("cast", b.emit("iota", shape=(N,), axis=0), dtype=t.f32)
+        made = []
+        for mask in (at_work, (1.0 - numbers) * LOWEST, at_work + numbers, given):
+            scores = matmul(b, q + len(made), b.transpose(k, (0, 2, 1))) + mask
+            made.append(matmul(b, b.emit("softmax", scores, axis=2), v))
+        return made
+
+    graph = build(make, (H, M, D), (H, N, D), (H, N, E), (H, N, D), (M, N))
+    after = run("canonicalize,raise-attention", graph)
+    assert (ops_of(after).count("attention"), ops_of(after).count("softmax")) == (3, 1)
+    same_meaning(graph, after)
+
+
+def test_two_masks_may_hide_a_row_together() -> None:
+    left, right = (np.where(np.arange(N) < 3, *pair).astype(np.float32)
+                   for pair in ((0.0, -np.inf), (-np.inf, 0.0)))  # fmt: skip
+    after = run("canonicalize{fold=false},raise-attention", attention(added(left), added(right)))
+    assert "attention" not in ops_of(after)
+
+
+def test_layers_one_after_another() -> None:
+    """Numbers of values shift as layers are replaced."""
+
+    def make(b: Builder, x: Value) -> Value:
+        for _ in range(3):
+            scores = matmul(b, x, b.transpose(x, (0, 2, 1))) * 0.25
+            x = matmul(b, b.emit("softmax", scores, axis=2), x)
+        return x
+
+    graph = build(make, (H, N, D))
+    after = run("canonicalize,raise-attention", graph)
+    assert ops_of(after).count("attention") == 3
+    same_meaning(graph, after)
+
+
+def test_scores_that_others_read_stay() -> None:
+    def make(b: Builder, q: Value, k: Value, v: Value) -> list[Value]:
+        weights = b.emit("softmax", matmul(b, q, b.transpose(k, (0, 2, 1))), axis=2)
+        return [matmul(b, weights, v), weights]
+
+    graph = build(make, (H, M, D), (H, N, D), (H, N, E))
+    assert "attention" not in ops_of(run("canonicalize,raise-attention", graph))
+
+
+def test_operands_that_lie_the_other_way() -> None:
+    """Keys as columns, values as rows of what is contracted last."""
+
+    def make(b: Builder, q: Value, k: Value, v: Value) -> Value:
+        scores = b.emit("dot_general", q, k, lhs_batch=(0,), rhs_batch=(0,), lhs_contract=(2,),
+                        rhs_contract=(1,))  # fmt: skip
+        weights = b.emit("softmax", scores, axis=2)
+        return b.emit("dot_general", weights, v, lhs_batch=(0,), rhs_batch=(0,), lhs_contract=(2,),
+                      rhs_contract=(2,))  # fmt: skip
+
+    check(build(make, (H, M, D), (H, D, N), (H, E, N)))
