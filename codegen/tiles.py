@@ -25,6 +25,9 @@ ORDER = 1.02  # what the worse order of loops is taken to cost
 # Factors of time when rows of A are read again for every panel of B: from the last-level cache, or
 # from memory; and when all panels are, for every tile of rows.
 ROWS_AGAIN, PANELS_AGAIN = (1.02, 1.2), (1.05, 1.5)
+# A panel of more columns computes longer for the same rows; of more vectors than this it needs the
+# room that rows have in L2.
+ROWS_NEAR, WIDE = 0.9, 3
 BEYOND = 0.3  # of one row's time: what each L2 of weights beyond the first costs tiles that ask
 MEMORY_BYTES = 6  # from memory in a cycle
 # Rows of A, or pixels, that lie a multiple of so many bytes apart fall into one set of L1, which
@@ -204,6 +207,8 @@ def _again(shape: GemmShape, tile: Tile, cycles: float, threads: int, packed: bo
     if tile.span > 1:
         size //= tile.depth
     local = size <= L2_BYTES // 2 or shape.n <= tile.nr
+    if not core().exposed:  # else what is waited for is counted
+        near = 1 + ROWS_NEAR / min(tile.nr, WIDE * simd())
     place = 1.0 if local else near if size <= SHARED_BYTES else far
     place += _waiting(shape, tile, threads, local) / cycles
     return place + (2 / rows if tile.blocks > 1 else 0.0)
