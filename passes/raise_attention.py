@@ -16,23 +16,22 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from plait.ir import op as ops
 from plait.ir.builder import Value
 from plait.ir.dims import Dim
 from plait.ir.graph import Graph, Node
 from plait.ir.types import TensorType
 from plait.passes.context import Context
 from plait.passes.pipeline import Pass, register_pass
+from plait.passes.ranges import PRODUCT, value_range
 from plait.passes.rewrite import Match, Replacement, apply_rules, rule
 
 Takes: TypeAlias = "Callable[[str, tuple[TensorType, ...]], bool]"
-DEPTH = 24  # of what a mask is computed by
-FINITE = frozenset({"add", "sub", "mul", "neg", "abs", "relu", "tanh", "sigmoid", "exp", "select"})
+LOWEST = float(np.finfo(np.float32).min) - 10 * PRODUCT  # what rounds to no infinity
 HIDDEN = -1e9  # a score of so little is exp(-inf) beside any score that a model computes
 
 
@@ -41,13 +40,16 @@ class _Scores:
     """What is known of the scores on the way from the softmax down to the first product.
 
     `shape` is that of the scores at the softmax or, if it has more dimensions, further down.  Masks
-    broadcast to it: values that are `added`, and arrays of what is `seen`.
+    broadcast to it: values that are `added`, and arrays of what is `seen`.  `hiding` counts those
+    added that hold -inf, `lowest` is what the other elements of all come to at least.
     """
 
     shape: tuple[Dim, ...]
     scale: float = 1.0
     added: list[Value] = field(default_factory=list[Value])
     seen: list[Any] = field(default_factory=list[Any])
+    hiding: int = 0
+    lowest: float = 0.0
 
 
 def _same_matrices(a: tuple[Dim, ...], b: tuple[Dim, ...]) -> bool:
@@ -78,10 +80,12 @@ def _step(m: Match, node: Node, scores: _Scores, at: tuple[Dim, ...]) -> Value |
     if node.op == "add":
         for value, mask in (operands, operands[::-1]):
             cut = _cut(mask.shape, at, scores.shape)
-            if value.shape == at and cut is not None and _leaves_rows(m, mask):
-                mask = m.b.reshape(mask, cut)
-                scores.added.append(mask * scores.scale if scores.scale != 1 else mask)
+            if value.shape != at or cut is None:
+                continue
+            before = replace(scores, added=[*scores.added])
+            if _add_mask(m, m.b.reshape(mask, cut), scores):
                 return value
+            vars(scores).update(vars(before))
         return None
     return _chosen(m, operands, scores, at) if node.op == "select" else None
 
@@ -118,31 +122,22 @@ def _chosen(m: Match, operands: list[Value], scores: _Scores, at: tuple[Dim, ...
     return None
 
 
-def _leaves_rows(m: Match, mask: Value) -> bool:
-    """Whether a mask that is added hides no row of scores as a whole, whatever the inputs."""
+def _add_mask(m: Match, mask: Value, scores: _Scores) -> bool:
+    """Note a mask that is added, unless it may hide a row of scores as a whole."""
     array = m.constant(mask)
-    if array is not None and array.ndim > 0:
-        return bool((array.max(-1) > -np.inf).all())
-    return _finite(m, mask, DEPTH)
-
-
-def _finite(m: Match, value: Value, depth: int) -> bool:
-    """Whether a value is made without -inf; what overflow makes of it is not looked at."""
-    node = m.b.producer(value)
-    if node is None or depth == 0:
+    if array is not None and array.ndim > 0 and np.isneginf(array).any():
+        if scores.scale < 0 or not (array.max(-1) > -np.inf).all():
+            return False
+        scores.hiding += 1
+        found = value_range(m.b, m.b.constant(array[~np.isneginf(array)]))
+    else:
+        found = value_range(m.b, mask)
+    if found is None:
         return False
-    if node.op == "constant":
-        return bool((m.constant(value) > -np.inf).all())
-    operands = [m.b.value(v) for v in node.operands]
-    if node.op == "div":
-        divisor = m.scalar(operands[1])
-        return bool(divisor) and _finite(m, operands[0], depth - 1)
-    if ops.has_trait(node.op, "contraction") or not any(x.dtype.is_float for x in operands):
-        return True
-    passes = any(ops.has_trait(node.op, trait) for trait in ("movement", "gather"))
-    if not passes and node.op not in FINITE:
-        return False
-    return all(_finite(m, x, depth - 1) for x in operands if x.dtype.is_float)
+    scores.lowest += min(end * scores.scale for end in found)
+    scores.added.append(mask * scores.scale if scores.scale != 1 else mask)
+    # Two masks may hide a row together, and so may overflow.
+    return scores.hiding < 2 and scores.lowest >= LOWEST
 
 
 def _whole_mask(m: Match, scores: _Scores) -> tuple[bool, Value | None]:
@@ -153,15 +148,12 @@ def _whole_mask(m: Match, scores: _Scores) -> tuple[bool, Value | None]:
     if scores.seen:
         seen = np.asarray(functools.reduce(np.logical_and, scores.seen))
         return not scores.added and bool(seen.any(-1).all()), m.b.constant(seen)
-    if not scores.added:
-        return True, None
-    hiding = [mask for mask in scores.added if not _finite(m, mask, DEPTH)]
-    return len(hiding) < 2, functools.reduce(lambda a, b: a + b, scores.added)
+    return True, functools.reduce(lambda a, b: a + b, scores.added) if scores.added else None
 
 
-def _is_product(node: Node | None, lhs: Value) -> bool:
+def _is_product(node: Node, lhs: Value, rhs: Value) -> bool:
     """Whether a node multiplies matrices: [*batch, rows, k] and either [*batch, k, n] or n, k."""
-    if node is None or node.op != "dot_general" or lhs.rank < 3:
+    if node.op != "dot_general" or lhs.rank != rhs.rank or lhs.rank < 3:
         return False
     rank, a = lhs.rank, node.attrs
     batch = tuple(range(rank - 2))
@@ -214,12 +206,12 @@ def _weights(m: Match) -> tuple[Value, Node] | None:
 
 
 def _raised(m: Match, takes: Takes) -> Replacement:
-    found = _weights(m) if _is_product(m.node, m.operands[0]) else None
+    found = _weights(m) if _is_product(m.node, *m.operands) else None
     if found is None:
         return None
     scores, at = _Scores(found[0].shape), m.b.value(found[1].operands[0])
     while m.readers(at) == 1 and (made := m.b.producer(at)) is not None:
-        if made.operands and _is_product(made, m.b.value(made.operands[0])):
+        if made.op == "dot_general" and _is_product(made, *map(m.b.value, made.operands)):
             return _attention(m, scores, made, takes)
         below = _step(m, made, scores, at.shape)
         if below is None:

@@ -12,7 +12,7 @@ import pytest
 from plait.ir import types as t
 from plait.ir.builder import Builder, Value
 from plait.ir.ops.contraction import matmul
-from tests.passes.graphs import build, ops_of, run, same_meaning
+from tests.passes.graphs import build, ops_of, run, same_meaning, typed
 
 RNG = np.random.default_rng(0)
 B, H, M, N, D, E = 2, 3, 5, 7, 4, 6
@@ -122,6 +122,10 @@ def _row_hidden() -> Any:
         # What is added does not hide a score that is NaN.
         [chosen(SEEN, -math.inf), added(normal(H, M, N))],
         [added(np.full((M, N), np.nan, np.float32))],
+        # Where infinity is added, or scaled the other way, or numbers overflow, rows are hidden.
+        [added(np.full((M, N), np.inf, np.float32)), scaled(-1.0)],
+        [added(np.full((M, N), LOWEST, np.float32)), scaled(2.0)],
+        [added(np.full((M, N), LOWEST, np.float32)), added(np.full((H, M, N), -1e38, np.float32))],
         [lambda b, s: b.emit("tanh", s)],
         [lambda b, s: b.emit("div", s, b.scalar(0.0, s.dtype))],
         [scaled(0.5), lambda b, s: s * b.constant(normal(M, N))],
@@ -139,19 +143,31 @@ def test_left_alone(changes: list[Change]) -> None:
 def test_masks_that_are_computed() -> None:
     """Those of a product, or of whole numbers, cannot be -inf; an input can."""
 
-    def make(b: Builder, q: Value, k: Value, v: Value, other: Value, given: Value) -> list[Value]:
+    def make(b: Builder, q: Value, k: Value, v: Value, other: Value, given: Value,
+             flags: Value) -> list[Value]:  # fmt: skip
         at_work = matmul(b, q, b.transpose(other, (0, 2, 1))) / 3.0
-        numbers = b.emit("cast", b.emit("iota", shape=(N,), axis=0), dtype=t.f32)
+        numbers = b.emit("cast", flags, dtype=t.f32)
         made = []
         for mask in (at_work, (1.0 - numbers) * LOWEST, at_work + numbers, given):
             scores = matmul(b, q + len(made), b.transpose(k, (0, 2, 1))) + mask
             made.append(matmul(b, b.emit("softmax", scores, axis=2), v))
         return made
 
-    graph = build(make, (H, M, D), (H, N, D), (H, N, E), (H, N, D), (M, N))
+    graph = build(make, (H, M, D), (H, N, D), (H, N, E), (H, N, D), (M, N), typed((N,), t.bool_))
     after = run("canonicalize,raise-attention", graph)
     assert (ops_of(after).count("attention"), ops_of(after).count("softmax")) == (3, 1)
     same_meaning(graph, after)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_infinity_that_an_input_chooses(sign: float) -> None:
+    def make(b: Builder, q: Value, k: Value, v: Value, hide: Value) -> Value:
+        chosen_ = b.emit("select", hide, b.scalar(sign * math.inf, t.f32), b.scalar(0.0, t.f32))
+        scores = matmul(b, q, b.transpose(k, (0, 2, 1))) + chosen_ * -sign
+        return matmul(b, b.emit("softmax", scores, axis=2), v)
+
+    graph = build(make, (H, M, D), (H, N, D), (H, N, E), typed((M, N), t.bool_))
+    assert "attention" not in ops_of(run("canonicalize,raise-attention", graph))
 
 
 def test_two_masks_may_hide_a_row_together() -> None:
@@ -159,6 +175,19 @@ def test_two_masks_may_hide_a_row_together() -> None:
                    for pair in ((0.0, -np.inf), (-np.inf, 0.0)))  # fmt: skip
     after = run("canonicalize{fold=false},raise-attention", attention(added(left), added(right)))
     assert "attention" not in ops_of(after)
+
+
+@pytest.mark.parametrize(
+    ("v", "contract"), [((H, N), 1), ((H, N, 2, 3), 1), ((H, 2, N, 3), 2), ((H, 2, 3, N), 3)]
+)
+def test_values_that_are_no_matrices(v: tuple[int, ...], contract: int) -> None:
+    def make(b: Builder, q: Value, k: Value, v: Value) -> Value:
+        weights = b.emit("softmax", matmul(b, q, b.transpose(k, (0, 2, 1))), axis=2)
+        return b.emit("dot_general", weights, v, lhs_batch=(0,), rhs_batch=(0,), lhs_contract=(2,),
+                      rhs_contract=(contract,))  # fmt: skip
+
+    graph = build(make, (H, M, D), (H, N, D), v)
+    assert "attention" not in ops_of(run("canonicalize,raise-attention", graph))
 
 
 def test_layers_one_after_another() -> None:
