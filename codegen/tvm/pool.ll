@@ -31,6 +31,8 @@ declare ptr @pthread_getspecific(i32)
 declare i32 @pthread_setspecific(i32, ptr)
 declare i32 @pthread_create(ptr, ptr, ptr, ptr)
 declare i32 @pthread_join(i64, ptr)
+declare i32 @pthread_sigmask(i32, ptr, ptr)
+declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)
 declare i64 @pthread_self()
 declare i32 @pthread_setname_np(i64, ptr)
 declare i32 @sched_getcpu()
@@ -164,6 +166,10 @@ wait:
   atomicrmw sub ptr @sleepers, i32 1 seq_cst
   br label %look
 called:
+  %ends = load atomic i32, ptr @stopping seq_cst, align 4
+  %leave_now = icmp ne i32 %ends, 0
+  br i1 %leave_now, label %end, label %place
+place:
   %beside = call i1 @beside_launcher()
   br i1 %beside, label %move, label %enter
 move:
@@ -238,6 +244,8 @@ define i64 @made() {
 ; Loops that the calling thread launches are of so many tasks; the pool grows to as many threads.
 define i64 @asked(i32 %count) {
 entry:
+  %blocked = alloca [16 x i64]
+  %before = alloca [16 x i64]
   %key = load i32, ptr @key
   %wide = sext i32 %count to i64
   %value = inttoptr i64 %wide to ptr
@@ -259,8 +267,14 @@ claim:
   %mine = extractvalue { i32, i1 } %swap, 1
   br i1 %mine, label %start, label %look
 start:
+  ; Signals are for the threads of the program, but for those that an instruction raises: SIGILL,
+  ; SIGBUS, SIGFPE and SIGSEGV.
+  call void @llvm.memset.p0.i64(ptr %blocked, i8 -1, i64 128, i1 false)
+  store i64 -1225, ptr %blocked
+  call i32 @pthread_sigmask(i32 0, ptr %blocked, ptr %before)  ; SIG_BLOCK
   %at = getelementptr [128 x i64], ptr @threads, i32 0, i32 %workers
   %failed = call i32 @pthread_create(ptr %at, ptr null, ptr @plait_pool_worker, ptr null)
+  call i32 @pthread_sigmask(i32 2, ptr %before, ptr null)  ; SIG_SETMASK
   %started = icmp eq i32 %failed, 0
   br i1 %started, label %look, label %without
 without:

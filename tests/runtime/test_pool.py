@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -96,6 +97,49 @@ def test_a_process_ends_while_workers_look_for_work(small_artifact: Path) -> Non
     for _ in range(5):
         done = in_new_process(MODEL.format(path=str(small_artifact)))
         assert (done.returncode, done.stderr) == (0, "")
+
+
+def tasks_named(name: str) -> list[Path]:
+    """The threads of this process by that name."""
+    tasks = Path("/proc/self/task").iterdir()
+    return [task for task in tasks if (task / "comm").read_text().strip() == name]
+
+
+def test_the_pool_ends_beside_a_launcher_that_goes_on(small_artifact: Path) -> None:
+    """A worker that always finds another loop looks whether it is to end, too."""
+    code = MODEL.format(path=str(small_artifact)) + (
+        "import threading, time\n"
+        "def run():\n"
+        "    while True: model(x)\n"
+        "launcher = threading.Thread(target=run, daemon=True)\n"
+        "launcher.start()\n"
+        "cpus = sorted(os.sched_getaffinity(0))\n"
+        "tasks = os.listdir('/proc/self/task')\n"
+        "workers = [t for t in tasks if open(f'/proc/self/task/{t}/comm').read() == 'plait\\n']\n"
+        "assert workers\n"
+        "for task, cpu in ((launcher.native_id, cpus[0]), (int(workers[0]), cpus[-1])):\n"
+        "    os.sched_setaffinity(task, {cpu})\n"
+        "time.sleep(0.2)\n"
+        "begin = time.perf_counter()\n"
+        "model._library.pool._end()\n"
+        "os._exit(time.perf_counter() - begin > 0.3)\n"
+    )
+    done = in_new_process(code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_signals_are_left_to_the_threads_of_the_program(
+    who_works: Callable[[int], set[int]],
+) -> None:
+    """A program may block a signal and wait for it: no thread of ours may take it, and die."""
+    who_works(2)
+    workers = tasks_named("plait")
+    assert workers
+    for worker in workers:
+        status = dict(line.split(":", 1) for line in (worker / "status").read_text().splitlines())
+        blocked = int(status["SigBlk"], 16)
+        assert blocked >> (signal.SIGUSR1 - 1) & 1 and blocked >> (signal.SIGINT - 1) & 1
+        assert not blocked >> (signal.SIGSEGV - 1) & 1
 
 
 def test_idle_threads_sleep(who_works: Callable[[int], set[int]]) -> None:
