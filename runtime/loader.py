@@ -38,10 +38,10 @@ class Native:
             self.library = _open(path)
             orcjit = _import("tvm_ffi_orcjit")
         self.session: Any = orcjit.default_session()
-        tvm_launch = ctypes.cast(self.library["TVMBackendParallelLaunch"], ctypes.c_void_p)
-        self._set_launch = self.library["TVMFFIEnvModRegisterContextSymbol"]
+        tvm_launch = _exported(self.library, "TVMBackendParallelLaunch")
+        self._tvm_launch = ctypes.cast(tvm_launch, ctypes.c_void_p).value
+        self._set_launch = _exported(self.library, "TVMFFIEnvModRegisterContextSymbol")
         self._set_launch.argtypes = [ctypes.c_char_p, ctypes.c_void_p]
-        self._tvm_launch = tvm_launch.value
         self._pool: Pool | None = None
         self._linking = threading.Lock()
 
@@ -173,6 +173,14 @@ def _open(path: Path) -> ctypes.PyDLL:
         return ctypes.PyDLL(str(path), mode=ctypes.RTLD_GLOBAL)
     except OSError as error:
         raise EnvironmentProblem(what=str(path), message=f"cannot be opened: {error}") from error
+
+
+def _exported(library: ctypes.PyDLL, name: str) -> Any:
+    try:
+        return library[name]
+    except AttributeError as error:
+        message = f"is another version: it has no {name}"
+        raise EnvironmentProblem(what=RUNTIME_LIBRARY, message=message) from error
 
 
 def _import(name: str) -> ModuleType:

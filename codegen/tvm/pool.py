@@ -8,7 +8,7 @@ waits for those alone that are at work on it.
 
 One launcher at a time has the workers; others do their loops alone.  An idle worker looks for work
 a while, offering its CPU to others as it does, then sleeps.  One that finds itself on the
-launcher's CPU does nothing: it would only take time from it.
+launcher's CPU, where it would only take time from it, goes to another first or stays out.
 
 TVM's language has no atomic operations and no call of a function by its address, so the pool is
 text of LLVM's (`pool.ll`).  Its object is the same for all models, and a process loads it once:

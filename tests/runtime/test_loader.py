@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 import threading
 from pathlib import Path
@@ -27,6 +28,11 @@ def test_a_library_that_cannot_be_opened(tmp_path: Path) -> None:
     path.write_bytes(b"not a library")
     with pytest.raises(EnvironmentProblem, match="cannot be opened"):
         loader._open(path)
+
+
+def test_a_library_of_another_version() -> None:
+    with pytest.raises(EnvironmentProblem, match="another version: it has no such_function"):
+        loader._exported(ctypes.PyDLL(None), "such_function")
 
 
 def test_torch_is_hidden_from_one_thread_only(monkeypatch: pytest.MonkeyPatch) -> None:
