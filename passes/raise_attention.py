@@ -7,14 +7,13 @@ number elsewhere, and reshapes that split or merge the dimensions before the las
 `matmul` makes them.
 
 A row without any key to look at is NaN when it is written out with -inf, and zeros in `attention`,
-so a mask must leave each row something to look at: a constant that does, or a sum of what is not
-made with -inf.
+so a mask must leave each row something to look at, whatever the inputs: a constant that does, or a
+choice between two finite numbers.  Scores that overflow by themselves are not looked at.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
@@ -27,12 +26,26 @@ from plait.ir.graph import Graph, Node
 from plait.ir.types import TensorType
 from plait.passes.context import Context
 from plait.passes.pipeline import Pass, register_pass
-from plait.passes.ranges import PRODUCT, value_range
 from plait.passes.rewrite import Match, Replacement, apply_rules, rule
 
 Takes: TypeAlias = "Callable[[str, tuple[TensorType, ...]], bool]"
-LOWEST = float(np.finfo(np.float32).min) - 10 * PRODUCT  # what rounds to no infinity
+LARGEST = float(np.finfo(np.float32).max)
+DISTINCT = 2.3e38  # kernels scale scores by log2(e): what is larger they take for the largest float
+NEGLIGIBLE = 1e30  # added to what is beyond DISTINCT, it is lost in rounding
 HIDDEN = -1e9  # a score of so little is exp(-inf) beside any score that a model computes
+
+
+@dataclass(frozen=True)
+class _Mask:
+    """What is added to scores: a value that broadcasts to them in this shape, times `scale`.
+
+    `levels` are all numbers it may come to so (float64), by rows where they hold -inf.
+    """
+
+    value: Value
+    shape: tuple[Dim, ...]
+    scale: float
+    levels: Any
 
 
 @dataclass
@@ -40,16 +53,13 @@ class _Scores:
     """What is known of the scores on the way from the softmax down to the first product.
 
     `shape` is that of the scores at the softmax or, if it has more dimensions, further down.  Masks
-    broadcast to it: values that are `added`, and arrays of what is `seen`.  `hiding` counts those
-    added that hold -inf, `lowest` is what the other elements of all come to at least.
+    broadcast to it: those that are `added`, and arrays of what is `seen`.
     """
 
     shape: tuple[Dim, ...]
     scale: float = 1.0
-    added: list[Value] = field(default_factory=list[Value])
+    added: list[_Mask] = field(default_factory=list[_Mask])
     seen: list[Any] = field(default_factory=list[Any])
-    hiding: int = 0
-    lowest: float = 0.0
 
 
 def _same_matrices(a: tuple[Dim, ...], b: tuple[Dim, ...]) -> bool:
@@ -73,19 +83,16 @@ def _step(m: Match, node: Node, scores: _Scores, at: tuple[Dim, ...]) -> Value |
         return _reshaped(m, operands[0], scores, at)
     if node.op in ("mul", "div"):
         factor = m.scalar(operands[1])
-        if factor is None or not 0 < abs(factor) < math.inf or operands[0].shape != at:
+        if factor is None or not factor or operands[0].shape != at:
             return None
         scores.scale *= float(factor) if node.op == "mul" else 1 / float(factor)
-        return operands[0]
+        return operands[0] if 1e-15 < abs(scores.scale) < 1e15 else None
     if node.op == "add":
         for value, mask in (operands, operands[::-1]):
-            cut = _cut(mask.shape, at, scores.shape)
-            if value.shape != at or cut is None:
-                continue
-            before = replace(scores, added=[*scores.added])
-            if _add_mask(m, m.b.reshape(mask, cut), scores):
+            cut, levels = _cut(mask.shape, at, scores.shape), _levels(m, mask)
+            if value.shape == at and cut is not None and levels is not None:
+                scores.added.append(_Mask(mask, cut, scores.scale, levels * scores.scale))
                 return value
-            vars(scores).update(vars(before))
         return None
     return _chosen(m, operands, scores, at) if node.op == "select" else None
 
@@ -95,13 +102,12 @@ def _reshaped(m: Match, below: Value, scores: _Scores, at: tuple[Dim, ...]) -> V
     if not _same_matrices(at, below.shape):
         return None
     if below.rank > len(scores.shape):
-        shapes = [_cut(mask.shape, scores.shape, below.shape)
-                  for mask in (*scores.added, *scores.seen)]  # fmt: skip
-        if None in shapes:
+        added = [_cut(mask.shape, scores.shape, below.shape) for mask in scores.added]
+        seen = [_cut(mask.shape, scores.shape, below.shape) for mask in scores.seen]
+        if None in (*added, *seen):
             return None
-        first = len(scores.added)
-        scores.added = [m.b.reshape(x, s) for x, s in zip(scores.added, shapes, strict=False)]
-        scores.seen = [x.reshape(s) for x, s in zip(scores.seen, shapes[first:], strict=True)]
+        scores.added = [replace(x, shape=s) for x, s in zip(scores.added, added, strict=True)]
+        scores.seen = [x.reshape(s) for x, s in zip(scores.seen, seen, strict=True)]
         scores.shape = below.shape
     return below
 
@@ -114,7 +120,7 @@ def _chosen(m: Match, operands: list[Value], scores: _Scores, at: tuple[Dim, ...
         return None
     for k, value in ((1, operands[1]), (2, operands[2])):
         low = m.scalar(operands[3 - k])
-        if low is None or low * scores.scale > HIDDEN or value.shape != at:
+        if low is None or not low * scores.scale <= HIDDEN or value.shape != at:
             continue
         seen = mask if k == 1 else ~mask
         scores.seen += [] if seen.all() else [seen.reshape(cut)]
@@ -122,22 +128,35 @@ def _chosen(m: Match, operands: list[Value], scores: _Scores, at: tuple[Dim, ...
     return None
 
 
-def _add_mask(m: Match, mask: Value, scores: _Scores) -> bool:
-    """Note a mask that is added, unless it may hide a row of scores as a whole."""
+def _levels(m: Match, mask: Value) -> Any:
+    """All numbers that a mask may come to, by rows if it is a constant; None if not known."""
     array = m.constant(mask)
-    if array is not None and array.ndim > 0 and np.isneginf(array).any():
-        if scores.scale < 0 or not (array.max(-1) > -np.inf).all():
-            return False
-        scores.hiding += 1
-        found = value_range(m.b, m.b.constant(array[~np.isneginf(array)]))
-    else:
-        found = value_range(m.b, mask)
-    if found is None:
+    if array is not None:
+        return array.astype(np.float64)
+    while (made := m.made_by(mask, "reshape", "broadcast", "transpose")) is not None:
+        mask = m.b.value(made.operands[0])
+    if (made := m.made_by(mask, "select")) is None:
+        return None
+    both = [m.scalar(m.b.value(x)) for x in made.operands[1:]]
+    return None if None in both else np.array(both, np.float64).reshape(2, 1)
+
+
+def _add_up(masks: list[_Mask]) -> bool:
+    """Whether a kernel may add the sum of the masks: it weighs the keys as is written."""
+    hiding = [x.levels for x in masks if np.isneginf(x.levels).any()]
+    # Two may hide a row together.
+    if len(hiding) > 1 or not all((x.max(-1) > -np.inf).all() for x in hiding):
         return False
-    scores.lowest += min(end * scores.scale for end in found)
-    scores.added.append(mask * scores.scale if scores.scale != 1 else mask)
-    # Two masks may hide a row together, and so may overflow.
-    return scores.hiding < 2 and scores.lowest >= LOWEST
+    finite = [x.levels[x.levels != -np.inf] for x in masks]
+    if not sum(x.max(initial=0.0) for x in finite) <= DISTINCT:  # nor is NaN
+        return False
+    lows = [x.min(initial=0.0) for x in finite]
+    if sum(lows) >= -DISTINCT:
+        return True
+    lowest = finite.pop(int(np.argmin(lows)))
+    beyond = np.unique(lowest[lowest < -DISTINCT])
+    alone = all((abs(x) < NEGLIGIBLE).all() for x in finite)
+    return alone and beyond.size == 1 and bool(beyond[0] >= -LARGEST)
 
 
 def _whole_mask(m: Match, scores: _Scores) -> tuple[bool, Value | None]:
@@ -147,8 +166,14 @@ def _whole_mask(m: Match, scores: _Scores) -> tuple[bool, Value | None]:
     """
     if scores.seen:
         seen = np.asarray(functools.reduce(np.logical_and, scores.seen))
-        return not scores.added and bool(seen.any(-1).all()), m.b.constant(seen)
-    return True, functools.reduce(lambda a, b: a + b, scores.added) if scores.added else None
+        fits = not scores.added and bool(seen.any(-1).all())
+        return fits, m.b.constant(seen) if fits else None
+    if not scores.added:
+        return True, None
+    if not _add_up(scores.added):
+        return False, None
+    masks = [m.b.reshape(x.value, x.shape) * x.scale for x in scores.added]
+    return True, functools.reduce(lambda a, b: a + b, masks)
 
 
 def _is_product(node: Node, lhs: Value, rhs: Value) -> bool:

@@ -89,6 +89,11 @@ def check(graph: Any, raised: bool = True) -> Any:
         [chosen(SEEN[:1], -math.inf), chosen(SEEN, -1e9)],
         [added(np.where(SEEN, np.float32(0), np.float32(-np.inf)))],
         [reshaped(B * H, M, N), scaled(0.5), added(normal(1, 1, N)), reshaped(B, H, M, N)],
+        [lambda b, s: s + 2.0, scaled(-1e14)],
+        [added(np.where(SEEN, np.float32(0), np.float32(np.inf))), scaled(-1.0)],
+        # The lowest number hides whole rows alike, with whatever is added or taken times.
+        [added(np.full((M, N), LOWEST, np.float32)), added(normal(H, M, N))],
+        [added(np.full((M, N), LOWEST, np.float32)), scaled(0.9)],
         [added(normal(H, M, N)), reshaped(B, 1, H, M, N), added(normal(B, 1, 1, M, N)),
          reshaped(B, H, M, N)],
     ],
@@ -126,6 +131,13 @@ def _row_hidden() -> Any:
         [added(np.full((M, N), np.inf, np.float32)), scaled(-1.0)],
         [added(np.full((M, N), LOWEST, np.float32)), scaled(2.0)],
         [added(np.full((M, N), LOWEST, np.float32)), added(np.full((H, M, N), -1e38, np.float32))],
+        # The kernel takes all that is so low for the same.
+        [added(np.linspace(-3e38, -2.5e38, N, dtype=np.float32))],
+        [chosen(SEEN, math.nan)],
+        # Numbers that kernels cannot hold, or scores that overflow with them.
+        [scaled(3e38)],
+        [scaled(1e10), scaled(1e10)],
+        [scaled(1e-20)],
         [lambda b, s: b.emit("tanh", s)],
         [lambda b, s: b.emit("div", s, b.scalar(0.0, s.dtype))],
         [scaled(0.5), lambda b, s: s * b.constant(normal(M, N))],
@@ -140,34 +152,47 @@ def test_left_alone(changes: list[Change]) -> None:
     assert "attention" not in ops_of(after)
 
 
-def test_masks_that_are_computed() -> None:
-    """Those of a product, or of whole numbers, cannot be -inf; an input can."""
+def raised_with(mask: Callable[[Builder, Value, Value], Value], given: Any) -> bool:
+    """Whether attention is raised whose mask is made of an input and of the queries."""
 
-    def make(b: Builder, q: Value, k: Value, v: Value, other: Value, given: Value,
-             flags: Value) -> list[Value]:  # fmt: skip
-        at_work = matmul(b, q, b.transpose(other, (0, 2, 1))) / 3.0
-        numbers = b.emit("cast", flags, dtype=t.f32)
-        made = []
-        for mask in (at_work, (1.0 - numbers) * LOWEST, at_work + numbers, given):
-            scores = matmul(b, q + len(made), b.transpose(k, (0, 2, 1))) + mask
-            made.append(matmul(b, b.emit("softmax", scores, axis=2), v))
-        return made
-
-    graph = build(make, (H, M, D), (H, N, D), (H, N, E), (H, N, D), (M, N), typed((N,), t.bool_))
-    after = run("canonicalize,raise-attention", graph)
-    assert (ops_of(after).count("attention"), ops_of(after).count("softmax")) == (3, 1)
-    same_meaning(graph, after)
-
-
-@pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_infinity_that_an_input_chooses(sign: float) -> None:
-    def make(b: Builder, q: Value, k: Value, v: Value, hide: Value) -> Value:
-        chosen_ = b.emit("select", hide, b.scalar(sign * math.inf, t.f32), b.scalar(0.0, t.f32))
-        scores = matmul(b, q, b.transpose(k, (0, 2, 1))) + chosen_ * -sign
+    def make(b: Builder, q: Value, k: Value, v: Value, given: Value) -> Value:
+        scores = matmul(b, q, b.transpose(k, (0, 2, 1))) + mask(b, given, q)
         return matmul(b, b.emit("softmax", scores, axis=2), v)
 
-    graph = build(make, (H, M, D), (H, N, D), (H, N, E), typed((M, N), t.bool_))
-    assert "attention" not in ops_of(run("canonicalize,raise-attention", graph))
+    graph = build(make, (H, M, D), (H, N, D), (H, N, E), given)
+    after = run("canonicalize,raise-attention", graph)
+    same_meaning(graph, after)
+    return "attention" in ops_of(after)
+
+
+def choice(b: Builder, flags: Value, yes: float, no: float) -> Value:
+    return b.emit("select", flags, b.scalar(yes, t.f32), b.scalar(no, t.f32))
+
+
+@pytest.mark.parametrize("low", [-100.0, LOWEST])
+def test_masks_that_choose_between_numbers(low: float) -> None:
+    flags = typed((1, N), t.bool_)
+    assert raised_with(lambda b, x, _: choice(b, x, low, 0.0), flags)
+    assert raised_with(lambda b, x, _: b.reshape(choice(b, x, 0.0, low), (1, 1, N)), flags)
+
+
+@pytest.mark.parametrize(
+    ("mask", "given"),
+    [
+        (lambda b, x, _: x, typed((M, N))),
+        # An input may hide rows through a product, too.
+        (lambda b, x, q: matmul(b, q, x), typed((H, D, N))),
+        # Whole numbers are not only 0 and 1, and two choices may overflow together.
+        (lambda b, x, _: (1.0 - b.emit("cast", x, dtype=t.f32)) * LOWEST, typed((N,), t.i64)),
+        (lambda b, x, _: choice(b, x, LOWEST, 0.0) + choice(b, x, LOWEST, 1.0),
+         typed((N,), t.bool_)),
+        (lambda b, x, _: choice(b, x, -math.inf, 0.0), typed((M, N), t.bool_)),
+        (lambda b, x, _: choice(b, x, math.nan, 0.0), typed((M, N), t.bool_)),
+        (lambda b, x, _: choice(b, x, -3e38, -2.5e38), typed((M, N), t.bool_)),
+    ],
+)  # fmt: skip
+def test_masks_that_may_hide_a_row(mask: Any, given: Any) -> None:
+    assert not raised_with(mask, given)
 
 
 def test_two_masks_may_hide_a_row_together() -> None:
