@@ -1,6 +1,6 @@
 """What a process calls of its pool of threads, which `plait.codegen.tvm.pool` compiles.
 
-made() -> int       make the pool, once; where the function is that parallel loops launch with
+made() -> int       make the pool, once; where the function is that parallel loops launch with, or 0
 asked(count)        loops that the calling thread launches are of so many tasks
 left()              in a forked process: the workers are in another
 ended()             end the workers, and wait until they have

@@ -97,7 +97,7 @@ class CompiledModel:
                         raise _no_memory(self.plan)
                     return results
             finally:
-                _running.pop()
+                del _running[-1:]  # nothing, in a process that was forked during the call
                 self._frames.append(frame)
         self.run_into(arrays, results)
         return results
@@ -133,7 +133,7 @@ class CompiledModel:
             if failed:
                 raise _no_memory(self.plan)
         finally:
-            _running.pop()
+            del _running[-1:]
             self._frames.append(frame)
 
     def run_steps(

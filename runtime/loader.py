@@ -26,6 +26,12 @@ from plait.ir.errors import ArtifactError, EnvironmentProblem
 RUNTIME_LIBRARY = "libtvm_runtime.so"
 _LAUNCH = b"__TVMBackendParallelLaunch"  # the pointer that parallel loops in object code call by
 _NO_COMPILER = "plait-runs-no-compiler"
+# Held while the native libraries open, link or look up, and by a thread that forks: in the new
+# process nobody would ever give back what another thread held.
+_linking = threading.RLock()
+os.register_at_fork(
+    before=_linking.acquire, after_in_parent=_linking.release, after_in_child=_linking.release
+)
 
 
 class Native:
@@ -43,11 +49,10 @@ class Native:
         self._set_launch = _exported(self.library, "TVMFFIEnvModRegisterContextSymbol")
         self._set_launch.argtypes = [ctypes.c_char_p, ctypes.c_void_p]
         self._pool: Pool | None = None
-        self._linking = threading.Lock()
 
     def pool(self, code: bytes) -> Pool:
         """The threads of this process, made from the first object of them that is given."""
-        with self._linking:
+        with _linking:
             if self._pool is None:
                 self._pool = Pool(_Linked(self, [code]))
             return self._pool
@@ -55,7 +60,7 @@ class Native:
     @contextmanager
     def launching_by(self, pool: Pool) -> Iterator[None]:
         """Parallel loops of objects that are linked inside share their tasks with the pool."""
-        with self._linking:
+        with _linking:
             self._set_launch(_LAUNCH, pool.launch)
             try:
                 yield
@@ -70,7 +75,8 @@ class _Linked:
         """Raises `ArtifactError` if a symbol has no definition."""
         # Naming no compiler keeps the linker from asking one where its C++ runtime is.
         try:
-            self._module = lib.session.load_module(list(objects), cxx=_NO_COMPILER)
+            with _linking:
+                self._module = lib.session.load_module(list(objects), cxx=_NO_COMPILER)
         except (RuntimeError, ValueError) as error:
             raise _not_linked("object code", error) from error
 
@@ -81,7 +87,8 @@ class _Linked:
         go of Python's global lock unless `keep_lock`.
         """
         try:
-            function: Any = self._module.get_function(symbol)
+            with _linking:
+                function: Any = self._module.get_function(symbol)
             function.release_gil = not keep_lock
         except (AttributeError, RuntimeError, ValueError) as error:
             raise _not_linked(symbol, error) from error
@@ -112,6 +119,9 @@ class Pool:
     def __init__(self, code: _Linked) -> None:
         self._code = code  # workers are in it until they end
         self.launch = int(code.function(pool.MADE)())
+        if not self.launch:
+            message = "cannot be made: the process has no more keys of threads (PTHREAD_KEYS_MAX)"
+            raise EnvironmentProblem(what="the pool of threads", message=message)
         self._ask, self._end = code.function(pool.ASKED), code.function(pool.ENDED)
         self._left = code.function(pool.LEFT)
         self._asked = _Asked()
@@ -120,9 +130,9 @@ class Pool:
 
     def use(self, count: int) -> None:
         """Share parallel loops that the calling thread launches among `count` threads (1: none)."""
-        if count != self._asked.count:
-            self._ask(count)
+        while count != self._asked.count:  # a handler of signals may use it in between
             self._asked.count = count
+            self._ask(count)
 
     def _forked(self) -> None:
         """The workers are in the process that this one came from: it starts its own."""
@@ -137,7 +147,6 @@ class _Asked(threading.local):
 
 
 _native: list[Native] = []
-_lock = threading.Lock()
 
 
 def native() -> Native:
@@ -146,7 +155,7 @@ def native() -> Native:
     Raises `EnvironmentProblem` (exit code 6) if a package is missing or cannot be opened.
     """
     if not _native:
-        with _lock:
+        with _linking:
             if not _native:
                 _native.append(Native())
     return _native[0]

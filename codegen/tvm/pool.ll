@@ -23,6 +23,7 @@
 @cpu = internal global i32 -1, align 64        ; where the launcher was when it put its loop up
 @workers = internal global i32 0, align 64
 @threads = internal global [128 x i64] zeroinitializer, align 64
+@growing = internal global i32 0, align 64     ; 1 while somebody starts workers or ends them
 @stopping = internal global i32 0, align 64
 @name = internal constant [6 x i8] c"plait\00"
 
@@ -198,7 +199,9 @@ define i1 @beside_launcher() {
   %here = call i32 @sched_getcpu()
   %there = load atomic i32, ptr @cpu monotonic, align 4
   %same = icmp eq i32 %here, %there
-  ret i1 %same
+  %known = icmp sge i32 %here, 0
+  %beside = and i1 %same, %known
+  ret i1 %beside
 }
 
 ; Go to another CPU than the launcher's, unless that failed a moment ago: do not fight a busy
@@ -213,9 +216,14 @@ define i1 @leave_launcher(ptr %last_move) {
   br i1 %soon, label %stay, label %look
 look:
   store i64 %now, ptr %last_move
-  %known = call i32 @sched_getaffinity(i32 0, i64 128, ptr %mine)
-  call void @llvm.memcpy.p0.p0.i64(ptr %others, ptr %mine, i64 128, i1 false)
+  %unknown = call i32 @sched_getaffinity(i32 0, i64 128, ptr %mine)
+  %known = icmp eq i32 %unknown, 0
   %cpu = load atomic i32, ptr @cpu monotonic, align 4
+  %within = icmp ult i32 %cpu, 1024
+  %can = and i1 %known, %within
+  br i1 %can, label %go, label %stay
+go:
+  call void @llvm.memcpy.p0.p0.i64(ptr %others, ptr %mine, i64 128, i1 false)
   %wide = zext i32 %cpu to i64
   %number = lshr i64 %wide, 6
   %place = getelementptr [16 x i64], ptr %others, i64 0, i64 %number
@@ -235,53 +243,85 @@ stay:
   ret i1 false
 }
 
-; Make the pool, once; returns where `launch` is.
+; Make the pool, once; returns where `launch` is, or 0 if there is no key for one more pool.
 define i64 @made() {
-  call i32 @pthread_key_create(ptr @key, ptr null)
-  ret i64 ptrtoint (ptr @plait_pool_launch to i64)
+  %failed = call i32 @pthread_key_create(ptr @key, ptr null)
+  %made = icmp eq i32 %failed, 0
+  %launch = select i1 %made, i64 ptrtoint (ptr @plait_pool_launch to i64), i64 0
+  ret i64 %launch
 }
 
 ; Loops that the calling thread launches are of so many tasks; the pool grows to as many threads.
 define i64 @asked(i32 %count) {
-entry:
-  %blocked = alloca [16 x i64]
-  %before = alloca [16 x i64]
   %key = load i32, ptr @key
   %wide = sext i32 %count to i64
   %value = inttoptr i64 %wide to ptr
   call i32 @pthread_setspecific(i32 %key, ptr %value)
+  %others = sub i32 %count, 1
+  %few = call i1 @too_few(i32 %others)
+  br i1 %few, label %grow, label %end
+grow:
+  call void @grow_alone()
   br label %look
 look:
+  %more = call i1 @too_few(i32 %others)
+  br i1 %more, label %start, label %done
+start:
+  %started = call i1 @started()
+  br i1 %started, label %look, label %done
+done:
+  store atomic i32 0, ptr @growing seq_cst, align 4
+  br label %end
+end:
+  ret i64 0
+}
+
+; Whether there are to be more workers.
+define i1 @too_few(i32 %wanted) {
   %workers = load atomic i32, ptr @workers seq_cst, align 4
   %stopping = load atomic i32, ptr @stopping seq_cst, align 4
-  %others = sub i32 %count, 1
-  %few = icmp slt i32 %workers, %others
+  %few = icmp slt i32 %workers, %wanted
   %going = icmp eq i32 %stopping, 0
   %room = icmp slt i32 %workers, 128
-  %wanted = and i1 %few, %going
-  %grow = and i1 %wanted, %room
-  br i1 %grow, label %claim, label %end
-claim:
-  %more = add i32 %workers, 1
-  %swap = cmpxchg ptr @workers, i32 %workers, i32 %more seq_cst monotonic
-  %mine = extractvalue { i32, i1 } %swap, 1
-  br i1 %mine, label %start, label %look
-start:
+  %may = and i1 %going, %room
+  %more = and i1 %few, %may
+  ret i1 %more
+}
+
+; Wait until nobody else starts workers or ends them.
+define void @grow_alone() {
+entry:
+  br label %try
+try:
+  %looks = phi i32 [ 0, %entry ], [ %more, %wait ]
+  %swap = cmpxchg ptr @growing, i32 0, i32 1 seq_cst monotonic
+  %alone = extractvalue { i32, i1 } %swap, 1
+  br i1 %alone, label %end, label %wait
+wait:
+  %more = call i32 @plait_look_again(i32 %looks)
+  br label %try
+end:
+  ret void
+}
+
+; Start one more worker, if the system lets us.
+define i1 @started() {
+  %blocked = alloca [16 x i64]
+  %before = alloca [16 x i64]
   ; Signals are for the threads of the program, but for those that an instruction raises: SIGILL,
-  ; SIGBUS, SIGFPE and SIGSEGV.
+  ; SIGTRAP, SIGBUS, SIGFPE, SIGSEGV and SIGSYS.
   call void @llvm.memset.p0.i64(ptr %blocked, i8 -1, i64 128, i1 false)
-  store i64 -1225, ptr %blocked
+  store i64 -1073743065, ptr %blocked
   call i32 @pthread_sigmask(i32 0, ptr %blocked, ptr %before)  ; SIG_BLOCK
+  %workers = load atomic i32, ptr @workers seq_cst, align 4
   %at = getelementptr [128 x i64], ptr @threads, i32 0, i32 %workers
   %failed = call i32 @pthread_create(ptr %at, ptr null, ptr @plait_pool_worker, ptr null)
   call i32 @pthread_sigmask(i32 2, ptr %before, ptr null)  ; SIG_SETMASK
   %started = icmp eq i32 %failed, 0
-  br i1 %started, label %look, label %without
-without:
-  atomicrmw sub ptr @workers, i32 1 seq_cst
-  br label %end
-end:
-  ret i64 0
+  %one = zext i1 %started to i32
+  %all = add i32 %workers, %one
+  store atomic i32 %all, ptr @workers seq_cst, align 4
+  ret i1 %started
 }
 
 ; In a new process, which has the thread that made it and no other.
@@ -291,6 +331,7 @@ define i64 @left() {
   store i32 0, ptr @open
   store i32 0, ptr @inside
   store i32 0, ptr @workers
+  store i32 0, ptr @growing
   ret i64 0
 }
 
@@ -301,6 +342,7 @@ entry:
   atomicrmw add ptr @generation, i32 1 seq_cst
   ; FUTEX_WAKE
   call i64 (i64, ...) @syscall(i64 202, ptr @generation, i64 129, i64 128)
+  call void @grow_alone()  ; whoever comes after us sees that the pool ends
   br label %look
 look:
   %workers = load atomic i32, ptr @workers seq_cst, align 4
@@ -314,5 +356,6 @@ join:
   store atomic i32 %left, ptr @workers seq_cst, align 4
   br label %look
 end:
+  store atomic i32 0, ptr @growing seq_cst, align 4
   ret i64 0
 }
