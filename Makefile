@@ -74,8 +74,8 @@ bars: $(STAMP)  ## Compile times, launch overhead, arenas and tuning, each besid
 
 kernels: $(STAMP)  ## Speed of large kernels, held to the machine's peak, or to its copying
 	status=0; \
-	$(BIN)/python -W ignore -m benchmarks.kernels resnet bert vit --bars || status=1; \
-	$(BIN)/python -W ignore -m benchmarks.streams --bars || status=1; \
+	$(BIN)/python -W ignore -m benchmarks.kernels resnet bert vit --bars --seconds 4 || status=1; \
+	$(BIN)/python -W ignore -m benchmarks.streams --bars --seconds 4 || status=1; \
 	exit $$status
 
 matrix: $(STAMP)  ## Run torch's own operator tests through the compiler; writes docs/op_matrix.md

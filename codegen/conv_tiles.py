@@ -117,6 +117,18 @@ class ConvShape:
         return self.window.kh * self.window.kw * self.inputs
 
     @property
+    def read_bytes(self) -> int:
+        """Bytes of the images that windows read."""
+        window = self.window
+        pixels = min(window.h * window.w, window.oh * window.ow * window.kh * window.kw)
+        return 4 * window.n * pixels * window.c
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights, not padded to panels."""
+        return 4 * self.taps * self.oc
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the images that are read and written."""
         window = self.window
@@ -145,12 +157,14 @@ class ConvTile:
 
     order: "oc" walks positions inside a panel of weights, "pos" panels inside a position tile.
     parallel: whether tiles are shared among threads.
+    blocks: blocks of positions, one after the other (order "oc").
     """
 
     mr: int
     nr: int
     order: Literal["oc", "pos"] = "oc"
     parallel: bool = True
+    blocks: int = 1
 
     def panels(self, shape: ConvShape) -> int:
         """Panels of weights in a group; the last one may be padded."""
@@ -261,10 +275,24 @@ def conv_tiles(shape: ConvShape, threads: int) -> list[tuple[float, ConvTile]]:
         tile = ConvTile(mr, nr, "oc", threads > 1)
         panels = shape.groups * tile.panels(shape)
         oc, pos = _order_factors(shape, cycles, mr, nr * panels)
-        found.append((cycles * (oc if panels > 1 else 1.0), tile))
+        blocks = position_blocks(shape, tile, threads)
+        found.append((cycles * (oc if panels > 1 else 1.0), replace(tile, blocks=blocks)))
         if panels > 1:
             found.append((cycles * pos, replace(tile, order="pos")))
     return sorted(found, key=lambda c: (c[0], c[1].mr, c[1].nr))
+
+
+def position_blocks(shape: ConvShape, tile: ConvTile, threads: int) -> int:
+    """Blocks of positions, each for all panels before the next, so that its images stay in L2.
+
+    Weights are read again for each: only those that are found in the last-level cache.
+    """
+    size = core().block_bytes
+    far = shape.weight_bytes > SHARED_BYTES
+    if not size or 2 * shape.read_bytes <= 3 * size or far or tile.panels(shape) == 1:
+        return 1
+    even = ceil_div(ceil_div(shape.read_bytes, size), threads) * threads
+    return min(even, ceil_div(shape.window.positions, tile.mr))
 
 
 def _order_factors(shape: ConvShape, cycles: float, mr: int, columns: int) -> tuple[float, float]:

@@ -36,6 +36,8 @@ class Core:
         others, keeps; more passes through memory.
     held_bytes: the largest panel of weights of a convolution that L2 keeps from one tile to the
         next, beside its images: all of 512 KiB where they pass quickly, 5/8 of 1 MiB.
+    block_bytes: of a convolution's images, which L2 is to keep while all panels of weights pass by;
+        0: all positions pass by each panel.
     claimed: steps for each row of a register tile, at the end of its sum, in which the lines that
         it goes to are asked for, if results come from the last-level cache; 0 if they are not.
     tiles_ask: whether register tiles ask for the pixels or rows of the next one, and for the lines
@@ -58,6 +60,7 @@ class Core:
     doubt: float = 0.0
     kept_bytes: int = 32 << 20
     held_bytes: int = 512 * 1024
+    block_bytes: int = 0
     claimed: int = 0
     tiles_ask: bool = False
 
@@ -65,7 +68,7 @@ class Core:
 # Fitted to AMD Milan, where the caches keep up, and to Intel Cascade Lake, where they do not.
 AVX2: Final = Core(lanes=8, registers=16, most_rows=7, addressed_rows=6, far_bytes=64,
                    memory_bytes=5.0, asked=(6.0, 14.0), asked_beyond=8 << 20, kept_bytes=4 << 20,
-                   tiles_ask=True)  # fmt: skip
+                   block_bytes=256 * 1024, tiles_ask=True)  # fmt: skip
 AVX512: Final = Core(lanes=16, registers=32, most_rows=10, addressed_rows=14, far_bytes=9,
                      memory_bytes=7.5, l2_cycles=2.2, line_cycles=0.4, row_cycles=0.05, deep=0.45,
                      exposed=0.6, doubt=0.03, held_bytes=640 * 1024, asked=(7.5, 13.0),

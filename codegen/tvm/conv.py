@@ -50,12 +50,14 @@ class ConvNest:
         self.tile = tile = replace(tile, mr=min(tile.mr, self.count))
         self.panels = tile.panels(self.shape)
         self.tiles = ceil_div(self.count, tile.mr)
+        self.block = ceil_div(self.tiles, tile.blocks)
+        self.blocks = ceil_div(self.tiles, self.block)
         self.image = Image(self.ports)
         self.at = windowed.at
         weight = source_input(windowed.body, windowed.node.operands[1])
         self.weight = self.ports.inputs[weight].buffer
         self.ahead = Ahead(self.weight, self.shape.groups * self.panels, self.shape.taps, tile.nr,
-                           self.tiles)  # fmt: skip
+                           self.block, self.blocks)  # fmt: skip
 
     def build(self) -> Any:
         """The PrimFunc over flat buffers: inputs, then the output."""
@@ -63,26 +65,54 @@ class ConvNest:
 
     def positions(self) -> Stmt:
         """All tiles of all positions."""
-        kind = tirx.ForKind.PARALLEL if self.tile.parallel else None
-        return loop(self.shape.groups * self.panels * self.tiles, self._tile, kind, "tile")
-
-    def _tile(self, item: PrimExpr) -> Stmt:
-        """One tile: zero the accumulators, sum, finish."""
         panels = self.shape.groups * self.panels
-        if self.tile.order == "oc":
-            panel, at = tirx.floordiv(item, self.tiles), tirx.floormod(item, self.tiles)
-        else:
-            panel, at = tirx.floormod(item, panels), tirx.floordiv(item, panels)
-        own = first = self.begin + at * self.tile.mr
+        if self.tile.parallel or self.blocks == 1:
+            kind = tirx.ForKind.PARALLEL if self.tile.parallel else None
+            return loop(panels * self.tiles, self._item, kind, "tile")
+
+        def turn(turn: PrimExpr) -> Stmt:
+            # A loop of its own: of a joint number LLVM works out the rows' places in every step.
+            part = tirx.Var("tile", "int32")
+            size = self._size(tirx.floordiv(turn, panels))
+            return tirx.For(part, 0, size, tirx.ForKind.SERIAL, self._tile(turn, part))
+
+        return loop(self.blocks * panels, turn, None, "panel")
+
+    def _size(self, block: PrimExpr) -> PrimExpr:
+        """Tiles of a block: the last may have fewer."""
+        return tirx.min(self.block, self.tiles - block * self.block)
+
+    def _item(self, item: PrimExpr) -> Stmt:
+        """A tile by its number among all."""
+        panels = self.shape.groups * self.panels
+        if self.tile.order == "pos":
+            return self._tile(tirx.floormod(item, panels), tirx.floordiv(item, panels))
+        block = tirx.floordiv(item, panels * self.block) if self.blocks > 1 else ZERO
+        rest, size = item - block * (panels * self.block), self._size(block)
+        return self._tile(block * panels + tirx.floordiv(rest, size), tirx.floormod(rest, size))
+
+    def _tile(self, turn: PrimExpr, part: PrimExpr) -> Stmt:
+        """One tile: zero the accumulators, sum, finish.
+
+        Panels take turns, all of them for one block of tiles after the other; this is number `part`
+        of the tiles of a turn.
+        """
+        panels, block, panel = self.shape.groups * self.panels, ZERO, turn
+        if self.blocks > 1:
+            block, panel = tirx.floordiv(turn, panels), tirx.floormod(turn, panels)
+        own = first = self.begin + (block * self.block + part) * self.tile.mr
         if self.ragged:  # the last tile ends with the last position: all its rows can be read
             first = tirx.min(own, self.begin + self.count - self.tile.mr)
         sums = RegisterTile(self.tile.mr, self.tile.nr)
         return sequence([
-            self._ask_end(sums, panel, first), *sums.clear(), self._sum(sums, panel, at, first),
+            self._ask_end(sums, panel, first), *sums.clear(),
+            self._sum(sums, panel, (turn, part), first),
             *self._finish(sums, panel, first, own),
         ])  # fmt: skip
 
-    def _sum(self, sums: RegisterTile, panel: PrimExpr, tile: PrimExpr, first: PrimExpr) -> Stmt:
+    def _sum(
+        self, sums: RegisterTile, panel: PrimExpr, time: tuple[PrimExpr, PrimExpr], first: PrimExpr
+    ) -> Stmt:
         """Add all taps."""
         window, inputs, nr = self.window, self.shape.inputs, self.tile.nr
         asks = self.tile.order == "oc" and self.ahead.worthwhile
@@ -96,7 +126,7 @@ class ConvNest:
             def term(m: PrimExpr, lane: PrimExpr) -> PrimExpr:
                 return self.image.buffer[self.image.at(first + m) + tap] * self.weight[at + lane]
 
-            ask = self.ahead.ask_after(panel, tile, number) if asks else None
+            ask = self.ahead.ask_after(*time, number) if asks else None
             return sequence([ask, sums.add(term)])
 
         def columns(r: PrimExpr) -> Stmt:
@@ -218,7 +248,7 @@ def space(body: Graph, constant: tuple[bool, ...], threads: int) -> list[Candida
 
     def candidate(cycles: float, tile: ConvTile) -> Candidate:
         schedule = Schedule.make("conv", mr=tile.mr, nr=tile.nr, order=tile.order,
-                                 parallel=int(tile.parallel))  # fmt: skip
+                                 parallel=int(tile.parallel), blocks=tile.blocks)  # fmt: skip
         return Candidate(cycles, Selection(str(schedule), {weight: ("conv", tile.nr)}))
 
     return [candidate(*found) for found in conv_tiles(shape, threads)]
@@ -228,7 +258,7 @@ def tile_of(schedule: Schedule) -> ConvTile:
     """The tile that a schedule of this template names."""
     return ConvTile(schedule.number("mr"), schedule.number("nr"),
                     "pos" if schedule.parameters["order"] == "pos" else "oc",
-                    bool(schedule.number("parallel")))  # fmt: skip
+                    bool(schedule.number("parallel")), schedule.number("blocks"))  # fmt: skip
 
 
 def build(body: Graph, schedule: Schedule, pitch: Sequence[int] = ()) -> Any:

@@ -212,7 +212,7 @@ def test_positions_of_another_tile_are_not_written(k: int, order: str) -> None:
     y = case.conv(b, x) + b.transpose(stored, (0, 3, 1, 2))
     images = {16: case.sample(), 40: normal(3, 1, 11, 7, 40)}
     body, nr, inputs = kernel(b.finish([case.result(b, y)]), images)
-    schedule = f"conv{{mr=6 nr={nr} order={order} parallel=1}}"
+    schedule = f"conv{{mr=6 nr={nr} order={order} parallel=1 blocks=1}}"
     over = next(k for k, x in enumerate(inputs) if x is images[40])
     wanted = call(body, schedule, inputs)
     np.testing.assert_array_equal(call(body, schedule, inputs, over), wanted)
@@ -261,12 +261,15 @@ def _resident_bytes() -> int:
 @pytest.mark.parametrize(
     ("x", "tiles"),
     [
-        ((1, 16, 11, 7), ((6, "oc", 0), (4, "pos", 1), (1, "oc", 1), (5, "pos", 0))),
-        ((1, 16, 1, 3), ((2, "oc", 0), (3, "pos", 0), (6, "oc", 0), (6, "pos", 1))),
+        ((1, 16, 11, 7), ((6, "oc", 0, 1), (4, "pos", 1, 1), (1, "oc", 1, 1), (5, "pos", 0, 1))),
+        ((1, 16, 1, 3), ((2, "oc", 0, 1), (3, "pos", 0, 1), (6, "oc", 0, 1), (6, "pos", 1, 1))),
+        # Blocks of 7 and 6 tiles, of 5, 5 and 3, of one each, and none for the last of six.
+        ((1, 16, 11, 7), ((6, "oc", 0, 1), (6, "oc", 0, 2), (6, "oc", 1, 3), (6, "oc", 1, 13))),
+        ((2, 16, 11, 7), ((4, "pos", 0, 1), (4, "oc", 1, 6), (5, "oc", 0, 9), (6, "oc", 1, 4))),
     ],
 )
 def test_any_tile_and_order_has_the_same_bits(
-    x: tuple[int, ...], tiles: tuple[tuple[int, str, int], ...]
+    x: tuple[int, ...], tiles: tuple[tuple[int, str, int, int], ...]
 ) -> None:
     """Also tiles of more rows than there are positions."""
     case = Case(x, 40, (3, 3), low=1)
@@ -274,8 +277,8 @@ def test_any_tile_and_order_has_the_same_bits(
     graph = b.finish([case.result(b, case.node(b) + case.bias(b))])
     body, nr, inputs = kernel(graph, {16: case.sample()})
     results = [
-        call(body, f"conv{{mr={mr} nr={nr} order={order} parallel={p}}}", inputs)
-        for mr, order, p in tiles
+        call(body, f"conv{{mr={mr} nr={nr} order={order} parallel={p} blocks={n}}}", inputs)
+        for mr, order, p, n in tiles
     ]
     for other in results[1:]:
         np.testing.assert_array_equal(results[0], other)
@@ -289,7 +292,7 @@ def shape(h: int, c: int, oc: int, k: int, groups: int = 1) -> ConvShape:
 @pytest.mark.parametrize(
     ("conv", "tile"),
     [
-        (shape(56, 64, 64, 3), ConvTile(6, 16, "oc")),
+        (shape(56, 64, 64, 3), ConvTile(6, 16, "oc", blocks=4)),
         (shape(7, 512, 512, 3), ConvTile(5, 16, "oc")),  # 49 positions are 10 tiles of 5
         (shape(56, 256, 64, 1), ConvTile(6, 16, "pos")),
         (shape(56, 96, 24, 1), ConvTile(4, 24, "oc")),
@@ -297,7 +300,20 @@ def shape(h: int, c: int, oc: int, k: int, groups: int = 1) -> ConvShape:
         (shape(2, 8, 16, 1), ConvTile(4, 16, "oc", parallel=False)),
         # a shortcut whose tiles ask for the next one's pixels, and one of too many weights for that
         (ConvShape(WindowShape(1, 56, 56, 256, 1, 1, (2, 2)), 512), ConvTile(6, 16, "pos")),
-        (ConvShape(WindowShape(1, 28, 28, 512, 1, 1, (2, 2)), 1024), ConvTile(6, 16, "oc")),
+        (
+            ConvShape(WindowShape(1, 28, 28, 512, 1, 1, (2, 2)), 1024),
+            ConvTile(6, 16, "oc", blocks=2),
+        ),
+        # images of 0.8, 0.8 and 6.1 MiB: weights of 2.3 MiB pass by again, those of 9 MiB do not
+        (shape(14, 1024, 256, 1), ConvTile(6, 16, "oc", blocks=4)),
+        (
+            ConvShape(WindowShape(1, 28, 28, 256, 3, 3, (2, 2), (1, 1), (1, 1)), 256),
+            ConvTile(6, 16, "oc", blocks=4),
+        ),
+        (
+            ConvShape(WindowShape(8, 14, 14, 512, 3, 3, (2, 2), (1, 1), (1, 1)), 512),
+            ConvTile(6, 16, "oc"),
+        ),
     ],
     ids=str,
 )
@@ -396,7 +412,7 @@ def test_pixels_of_the_next_tile_are_asked_for_where_they_come_from_beyond_l2(
     b = Builder()
     graph = b.finish([case.result(b, case.node(b))])
     body, _ = lowered_kernel(graph, core)
-    tile = f"mr=4 nr={2 * core.lanes} parallel=0 vector={core.lanes}"
+    tile = f"mr=4 nr={2 * core.lanes} parallel=0 blocks=1 vector={core.lanes}"
     scripts = [cpu_target(1, core).build(body, f"conv{{{tile} order={order}}}").script()
                for order in ("oc", "pos")]  # fmt: skip
     reads = ["0, 2, 1)" in script for script in scripts]  # what is asked for to be read
@@ -417,7 +433,7 @@ def test_tiles_that_ask_for_pixels_have_the_same_bits(case: Case) -> None:
     graph = b.finish([case.result(b, case.node(b) + case.bias(b))])
     body, nr, inputs = kernel(graph, {case.x[1]: case.sample()})
     asking, waiting = (
-        call(body, f"conv{{mr={mr} nr={nr} order={order} parallel={p}}}", inputs)
+        call(body, f"conv{{mr={mr} nr={nr} order={order} parallel={p} blocks=1}}", inputs)
         for mr, order, p in ((6, "pos", 1), (5, "oc", 0))
     )
     np.testing.assert_array_equal(asking, waiting)
