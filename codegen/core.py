@@ -28,6 +28,8 @@ class Core:
     line_cycles, row_cycles: what a vector of weights and a row cost in each step of a product,
         beside their multiply-adds.
     deep: what a panel costs that is larger than a third of L2, as a part of the time for each L2.
+    deep_rows: the same where several tiles pass by the panel of a product, times the rows of a
+        tile: their arithmetic hides it.
     exposed: the part of the rows' way from the last-level cache that no arithmetic hides; half as
         much of the weights' first way; of later ones, asked for ahead of time, a quarter; but all
         of it where filtered convolutions read panels of many planes in turn.
@@ -56,6 +58,7 @@ class Core:
     line_cycles: float = 0.0
     row_cycles: float = 0.0
     deep: float = 0.0
+    deep_rows: float = 0.0
     exposed: float = 0.0
     doubt: float = 0.0
     kept_bytes: int = 32 << 20
@@ -67,7 +70,7 @@ class Core:
 
 # Fitted to AMD Milan, where the caches keep up, and to Intel Cascade Lake, where they do not.
 AVX2: Final = Core(lanes=8, registers=16, most_rows=7, addressed_rows=6, far_bytes=64,
-                   memory_bytes=5.0, asked=(6.0, 14.0), asked_beyond=8 << 20, kept_bytes=4 << 20,
+                   memory_bytes=5.0, asked=(6.0, 14.0), asked_beyond=8 << 20, deep_rows=1.0, kept_bytes=4 << 20,
                    block_bytes=256 * 1024, tiles_ask=True)  # fmt: skip
 AVX512: Final = Core(lanes=16, registers=32, most_rows=10, addressed_rows=14, far_bytes=9,
                      memory_bytes=7.5, l2_cycles=2.2, line_cycles=0.4, row_cycles=0.05, deep=0.45,

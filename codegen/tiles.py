@@ -117,9 +117,9 @@ def gemm_cycles(
     blocks: int = 1, depth: int = 1, span: int = 1,
 ) -> float:  # fmt: skip
     """Cycles of the busiest thread when a product is cut into `mr` by `nr` tiles."""
-    step = step_cycles(mr, nr // simd()) * deepness(4 * nr * shape.k // depth)
-    step *= crowding(mr, 4 * shape.k)
     row_tiles = ceil_div(ceil_div(shape.m, mr), blocks) * blocks
+    step = step_cycles(mr, nr // simd()) * crowding(mr, 4 * shape.k)
+    step *= deepness(4 * nr * shape.k // depth, mr if row_tiles > 1 else None)
     panels = shape.batch * ceil_div(shape.n, nr)
     around = TILE_CYCLES + (depth - 1) * PART_CYCLES
     # Threads share register tiles, or all rows of some panels where sums go on in parts.
@@ -227,9 +227,13 @@ def _waiting(shape: GemmShape, tile: Tile, threads: int, local: bool) -> float:
     return core().exposed * (rows + again) / core().far_bytes
 
 
-def deepness(size: int) -> float:
-    """The factor of time for panels of `size` bytes: L2 also holds rows, and the next panel."""
-    return 1 + core().deep * max(0.0, size / L2_BYTES - 1 / 3)
+def deepness(size: int, rows: int | None = None) -> float:
+    """The factor of time for panels of `size` bytes: L2 also holds rows, and the next panel.
+
+    rows: of a tile of a product, if several tiles pass by each panel.
+    """
+    each = core().deep + (core().deep_rows / rows if rows else 0.0)
+    return 1 + each * max(0.0, size / L2_BYTES - 1 / 3)
 
 
 def crowding(rows: int, pitch: int) -> float:

@@ -89,14 +89,22 @@ def test_products_that_pack_their_panels_have_one_block() -> None:
     assert {(tile.blocks, tile.depth) for _, tile in tiles} == {(1, 1)}
 
 
-@pytest.mark.parametrize(("k", "depth"), [(768, 1), (1536, 2), (3072, 4), (3067, 1)])
+@pytest.mark.parametrize(
+    ("m", "k", "depths"),
+    [(128, 768, (1, 1)), (128, 1536, (2, 1)), (128, 3072, (4, 2)), (128, 3067, (1, 1)),
+     (1, 3072, (1, 1))],
+)  # fmt: skip
 def test_sums_are_cut_into_equal_parts_whose_panels_leave_room_in_the_cache(
-    k: int, depth: int
+    m: int, k: int, depths: tuple[int, int]
 ) -> None:
-    with making_for(AVX512):
-        chosen = choose_tile(GemmShape(1, 128, 768, k), threads=1)
-        assert chosen.depth == depth
-    assert choose_tile(GemmShape(1, 128, 768, k), threads=1).depth == 1  # its panels are narrower
+    for core, depth in zip((AVX512, AVX2), depths, strict=True):
+        with making_for(core):
+            assert choose_tile(GemmShape(1, m, 768, k), threads=1).depth == depth
+
+
+def test_one_row_reads_whole_panels_once() -> None:
+    """So it does not matter that L2 holds none of them: wide ones are few."""
+    assert choose_tile(GemmShape(1, 1, 768, 3072), threads=2).nr == 64
 
 
 def test_few_rows_are_one_tile_where_all_tiles_wait_for_weights() -> None:
