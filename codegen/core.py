@@ -70,8 +70,8 @@ class Core:
 
 # Fitted to AMD Milan, where the caches keep up, and to Intel Cascade Lake, where they do not.
 AVX2: Final = Core(lanes=8, registers=16, most_rows=7, addressed_rows=6, far_bytes=64,
-                   memory_bytes=5.0, asked=(6.0, 14.0), asked_beyond=8 << 20, deep_rows=1.0, kept_bytes=4 << 20,
-                   block_bytes=256 * 1024, tiles_ask=True)  # fmt: skip
+                   memory_bytes=5.0, asked=(6.0, 14.0), asked_beyond=8 << 20, deep_rows=1.0,
+                   kept_bytes=4 << 20, block_bytes=256 * 1024, tiles_ask=True)  # fmt: skip
 AVX512: Final = Core(lanes=16, registers=32, most_rows=10, addressed_rows=14, far_bytes=9,
                      memory_bytes=7.5, l2_cycles=2.2, line_cycles=0.4, row_cycles=0.05, deep=0.45,
                      exposed=0.6, doubt=0.03, held_bytes=640 * 1024, asked=(7.5, 13.0),

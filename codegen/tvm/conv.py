@@ -48,7 +48,8 @@ class ConvNest:
         self.ports, self.shape, self.window = Ports(windowed, places), shape, shape.window
         self.begin, self.count = begin, count or self.window.positions
         self.tile = tile = replace(tile, mr=min(tile.mr, self.count))
-        self.panels = tile.panels(self.shape)
+        self.panels = tile.panels(self.shape)  # in a group
+        self.all_panels = self.shape.groups * self.panels
         self.tiles = ceil_div(self.count, tile.mr)
         self.block = ceil_div(self.tiles, tile.blocks)
         self.blocks = ceil_div(self.tiles, self.block)
@@ -56,7 +57,7 @@ class ConvNest:
         self.at = windowed.at
         weight = source_input(windowed.body, windowed.node.operands[1])
         self.weight = self.ports.inputs[weight].buffer
-        self.ahead = Ahead(self.weight, self.shape.groups * self.panels, self.shape.taps, tile.nr,
+        self.ahead = Ahead(self.weight, self.all_panels, self.shape.taps, tile.nr,
                            self.block, self.blocks)  # fmt: skip
 
     def build(self) -> Any:
@@ -65,18 +66,17 @@ class ConvNest:
 
     def positions(self) -> Stmt:
         """All tiles of all positions."""
-        panels = self.shape.groups * self.panels
         if self.tile.parallel or self.blocks == 1:
             kind = tirx.ForKind.PARALLEL if self.tile.parallel else None
-            return loop(panels * self.tiles, self._item, kind, "tile")
+            return loop(self.all_panels * self.tiles, self._item, kind, "tile")
 
-        def turn(turn: PrimExpr) -> Stmt:
+        def tiles(turn: PrimExpr) -> Stmt:
             # A loop of its own: of a joint number LLVM works out the rows' places in every step.
             part = tirx.Var("tile", "int32")
-            size = self._size(tirx.floordiv(turn, panels))
+            size = self._size(tirx.floordiv(turn, self.all_panels))
             return tirx.For(part, 0, size, tirx.ForKind.SERIAL, self._tile(turn, part))
 
-        return loop(self.blocks * panels, turn, None, "panel")
+        return loop(self.blocks * self.all_panels, tiles, None, "panel")
 
     def _size(self, block: PrimExpr) -> PrimExpr:
         """Tiles of a block: the last may have fewer."""
@@ -84,7 +84,7 @@ class ConvNest:
 
     def _item(self, item: PrimExpr) -> Stmt:
         """A tile by its number among all."""
-        panels = self.shape.groups * self.panels
+        panels = self.all_panels
         if self.tile.order == "pos":
             return self._tile(tirx.floormod(item, panels), tirx.floordiv(item, panels))
         block = tirx.floordiv(item, panels * self.block) if self.blocks > 1 else ZERO
@@ -97,9 +97,9 @@ class ConvNest:
         Panels take turns, all of them for one block of tiles after the other; this is number `part`
         of the tiles of a turn.
         """
-        panels, block, panel = self.shape.groups * self.panels, ZERO, turn
+        block, panel = ZERO, turn
         if self.blocks > 1:
-            block, panel = tirx.floordiv(turn, panels), tirx.floormod(turn, panels)
+            block, panel = (f(turn, self.all_panels) for f in (tirx.floordiv, tirx.floormod))
         own = first = self.begin + (block * self.block + part) * self.tile.mr
         if self.ragged:  # the last tile ends with the last position: all its rows can be read
             first = tirx.min(own, self.begin + self.count - self.tile.mr)
