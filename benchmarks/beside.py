@@ -12,26 +12,22 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 
 from benchmarks import peers
+from benchmarks.measuring import best
 from benchmarks.zoo import ZOO
 
 THREADS = 2
 ELEMENTS = 1 << 20  # of torch's own operation: enough for all its threads
 
 
-def seconds(call: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    call()
-    return time.perf_counter() - begin
-
-
 def beside(call: Callable[[], object], rounds: int) -> tuple[float, float, float]:
     """Median microseconds: of the call alone, after an operation of torch's, and of that."""
-    x = torch.ones(ELEMENTS)
+    x, seconds = torch.ones(ELEMENTS), partial(best, rounds=1)
     time.sleep(0.3)  # threads of whoever was measured before go to sleep
     for _ in range(rounds):
         call()

@@ -166,6 +166,9 @@ class ConvTile:
     parallel: bool = True
     blocks: int = 1
 
+    def __post_init__(self) -> None:
+        assert self.blocks == 1 or self.order == "oc", self
+
     def panels(self, shape: ConvShape) -> int:
         """Panels of weights in a group; the last one may be padded."""
         return ceil_div(shape.outputs, self.nr)

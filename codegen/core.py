@@ -28,8 +28,8 @@ class Core:
     line_cycles, row_cycles: what a vector of weights and a row cost in each step of a product,
         beside their multiply-adds.
     deep: what a panel costs that is larger than a third of L2, as a part of the time for each L2.
-    deep_rows: the same where several tiles pass by the panel of a product, times the rows of a
-        tile: their arithmetic hides it.
+    deep_rows: over the rows of a tile, what is added to that for panels of products that several
+        tiles pass by: the more rows, the more arithmetic hides it.
     exposed: the part of the rows' way from the last-level cache that no arithmetic hides; half as
         much of the weights' first way; of later ones, asked for ahead of time, a quarter; but all
         of it where filtered convolutions read panels of many planes in turn.

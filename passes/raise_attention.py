@@ -7,19 +7,21 @@ number elsewhere, and reshapes that split or merge the dimensions before the las
 `matmul` makes them.
 
 A row without any key to look at is NaN when it is written out with -inf, and zeros in `attention`,
-so a mask must leave each row something to look at, whatever the inputs: a constant that does, or a
-choice between two finite numbers.  Scores that overflow by themselves are not looked at.
+so a mask must leave each row something to look at, whatever the inputs: a constant that does, or
+finite numbers that flags choose.  Scores that overflow by themselves are not looked at.
 """
 
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
 
+from plait.ir import types as t
 from plait.ir.builder import Value
 from plait.ir.dims import Dim
 from plait.ir.graph import Graph, Node
@@ -32,6 +34,10 @@ Takes: TypeAlias = "Callable[[str, tuple[TensorType, ...]], bool]"
 LARGEST = float(np.finfo(np.float32).max)
 DISTINCT = 2.3e38  # kernels scale scores by log2(e): what is larger they take for the largest float
 NEGLIGIBLE = 1e30  # added to what is beyond DISTINCT, it is lost in rounding
+MOST = 1e3  # of what is added: more may be a low number's way back, which has rounded the score
+ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
+    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "div": operator.truediv,
+}  # fmt: skip
 HIDDEN = -1e9  # a score of so little is exp(-inf) beside any score that a model computes
 
 
@@ -89,9 +95,9 @@ def _step(m: Match, node: Node, scores: _Scores, at: tuple[Dim, ...]) -> Value |
         return operands[0] if 1e-15 < abs(scores.scale) < 1e15 else None
     if node.op == "add":
         for value, mask in (operands, operands[::-1]):
-            cut, levels = _cut(mask.shape, at, scores.shape), _levels(m, mask)
-            if value.shape == at and cut is not None and levels is not None:
-                scores.added.append(_Mask(mask, cut, scores.scale, levels * scores.scale))
+            masks = _masks(m, mask, scores, at) if value.shape == at else None
+            if masks is not None:
+                scores.added += masks
                 return value
         return None
     return _chosen(m, operands, scores, at) if node.op == "select" else None
@@ -128,27 +134,53 @@ def _chosen(m: Match, operands: list[Value], scores: _Scores, at: tuple[Dim, ...
     return None
 
 
-def _levels(m: Match, mask: Value) -> Any:
+def _masks(m: Match, mask: Value, scores: _Scores, at: tuple[Dim, ...]) -> list[_Mask] | None:
+    """What is added with a mask to scores of shape `at`: it, or the masks that it is a sum of."""
+    cut, levels = _cut(mask.shape, at, scores.shape), _levels(m, mask)
+    if levels is not None:
+        return None if cut is None else [_Mask(mask, cut, scores.scale, levels * scores.scale)]
+    if (made := m.made_by(mask, "add")) is None:
+        return None
+    parts = [_masks(m, m.b.value(v), scores, at) for v in made.operands]
+    return None if None in parts else [x for part in parts for x in part or ()]
+
+
+def _levels(m: Match, mask: Value, depth: int = 8) -> Any:
     """All numbers that a mask may come to, by rows if it is a constant; None if not known."""
     array = m.constant(mask)
     if array is not None:
         return array.astype(np.float64)
-    while (made := m.made_by(mask, "reshape", "broadcast", "transpose")) is not None:
-        mask = m.b.value(made.operands[0])
-    if (made := m.made_by(mask, "select")) is None:
+    made = m.b.producer(mask)
+    if made is None or depth == 0:
         return None
-    both = [m.scalar(m.b.value(x)) for x in made.operands[1:]]
-    return None if None in both else np.array(both, np.float64).reshape(2, 1)
+    operands = [m.b.value(v) for v in made.operands]
+    if made.op == "cast" and operands[0].dtype == t.bool_:
+        return np.array([[0.0], [1.0]])
+    if made.op in ("reshape", "broadcast", "transpose", "select", *ARITHMETIC):
+        chosen = operands[1:] if made.op == "select" else operands
+        found = [_levels(m, x, depth - 1) for x in chosen]
+        if not any(x is None for x in found):
+            return _combined(made.op, [x.reshape(-1, 1) for x in found])
+    return None
+
+
+def _combined(op: str, levels: list[Any]) -> Any:
+    """The numbers that a value may come to by those of what it is made of."""
+    if op not in ARITHMETIC:
+        return np.concatenate(levels)
+    a, b = levels
+    with np.errstate(all="ignore"):
+        return ARITHMETIC[op](a, b.T).reshape(-1, 1) if min(a.size, b.size) <= 2 else None
 
 
 def _add_up(masks: list[_Mask]) -> bool:
-    """Whether a kernel may add the sum of the masks: it weighs the keys as is written."""
+    """Whether a kernel may add the sum of the masks: but for rounding it is as is written."""
     hiding = [x.levels for x in masks if np.isneginf(x.levels).any()]
     # Two may hide a row together.
     if len(hiding) > 1 or not all((x.max(-1) > -np.inf).all() for x in hiding):
         return False
     finite = [x.levels[x.levels != -np.inf] for x in masks]
-    if not sum(x.max(initial=0.0) for x in finite) <= DISTINCT:  # nor is NaN
+    if not sum(x.max(initial=0.0) for x in finite) <= MOST:  # nor is NaN
         return False
     lows = [x.min(initial=0.0) for x in finite]
     if sum(lows) >= -DISTINCT:

@@ -304,7 +304,7 @@ def shape(h: int, c: int, oc: int, k: int, groups: int = 1) -> ConvShape:
             ConvShape(WindowShape(1, 28, 28, 512, 1, 1, (2, 2)), 1024),
             ConvTile(6, 16, "oc", blocks=2),
         ),
-        # images of 0.8, 0.8 and 6.1 MiB: weights of 2.3 MiB pass by again, those of 9 MiB do not
+        # images of 0.8, 0.8 and 3.1 MiB: weights of 1 and 2.3 MiB pass by again, 9 MiB do not
         (shape(14, 1024, 256, 1), ConvTile(6, 16, "oc", blocks=4)),
         (
             ConvShape(WindowShape(1, 28, 28, 256, 3, 3, (2, 2), (1, 1), (1, 1)), 256),

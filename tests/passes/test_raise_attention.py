@@ -131,6 +131,9 @@ def _row_hidden() -> Any:
         [added(np.full((M, N), np.inf, np.float32)), scaled(-1.0)],
         [added(np.full((M, N), LOWEST, np.float32)), scaled(2.0)],
         [added(np.full((M, N), LOWEST, np.float32)), added(np.full((H, M, N), -1e38, np.float32))],
+        # What is so large may cancel with what is so low, and the score has been rounded before.
+        [added(np.full((M, N), 1e9, np.float32)), added(np.full((H, M, N), -1e9, np.float32))],
+        [added(np.full((M, N), np.inf, np.float32))],
         # The kernel takes all that is so low for the same.
         [added(np.linspace(-3e38, -2.5e38, N, dtype=np.float32))],
         [chosen(SEEN, math.nan)],
@@ -170,10 +173,18 @@ def choice(b: Builder, flags: Value, yes: float, no: float) -> Value:
 
 
 @pytest.mark.parametrize("low", [-100.0, LOWEST])
-def test_masks_that_choose_between_numbers(low: float) -> None:
+def test_masks_of_numbers_that_flags_choose(low: float) -> None:
     flags = typed((1, N), t.bool_)
     assert raised_with(lambda b, x, _: choice(b, x, low, 0.0), flags)
     assert raised_with(lambda b, x, _: b.reshape(choice(b, x, 0.0, low), (1, 1, N)), flags)
+    columns = typed((N, 1), t.bool_)
+    assert raised_with(lambda b, x, _: b.transpose(choice(b, x, 0.0, low), (1, 0)), columns)
+    # As models write it: numbers from flags, a choice again, and with positions.
+    assert raised_with(lambda b, x, _: (1.0 - b.emit("cast", x, dtype=t.f32)) * low, flags)
+    assert raised_with(lambda b, x, _: b.emit("select", x, b.scalar(low, t.f32),
+                                              b.emit("cast", x, dtype=t.f32)), flags)  # fmt: skip
+    positions = normal(H, M, N)
+    assert raised_with(lambda b, x, _: b.constant(positions) + choice(b, x, low, 0.0), flags)
 
 
 @pytest.mark.parametrize(
@@ -184,6 +195,7 @@ def test_masks_that_choose_between_numbers(low: float) -> None:
         (lambda b, x, q: matmul(b, q, x), typed((H, D, N))),
         # Whole numbers are not only 0 and 1, and two choices may overflow together.
         (lambda b, x, _: (1.0 - b.emit("cast", x, dtype=t.f32)) * LOWEST, typed((N,), t.i64)),
+        (lambda b, x, _: choice(b, x, LOWEST, 0.0) * 2.0, typed((N,), t.bool_)),
         (lambda b, x, _: choice(b, x, LOWEST, 0.0) + choice(b, x, LOWEST, 1.0),
          typed((N,), t.bool_)),
         (lambda b, x, _: choice(b, x, -math.inf, 0.0), typed((M, N), t.bool_)),
@@ -191,7 +203,7 @@ def test_masks_that_choose_between_numbers(low: float) -> None:
         (lambda b, x, _: choice(b, x, -3e38, -2.5e38), typed((M, N), t.bool_)),
     ],
 )  # fmt: skip
-def test_masks_that_may_hide_a_row(mask: Any, given: Any) -> None:
+def test_masks_that_stay_written_out(mask: Any, given: Any) -> None:
     assert not raised_with(mask, given)
 
 

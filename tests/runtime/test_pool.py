@@ -126,6 +126,36 @@ def test_a_process_that_is_forked_during_a_call_ends_it(small_artifact: Path) ->
     in_new_process(small_artifact, code)
 
 
+def test_threads_that_the_system_does_not_start_are_not_waited_for(small_artifact: Path) -> None:
+    code = (
+        "import resource\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 20), resource.RLIM_INFINITY))\n"
+        "tasks = len(os.listdir('/proc/self/task'))\n"
+        "model.threads = 64\n"
+        "same = np.array_equal(model(x)[0], before)\n"
+        "os._exit(0 if same and len(os.listdir('/proc/self/task')) == tasks else 1)\n"
+    )
+    in_new_process(small_artifact, code)
+
+
+def test_a_process_without_a_key_of_threads_left_is_told_so(small_artifact: Path) -> None:
+    code = (
+        "from plait.ir.errors import EnvironmentProblem\n"
+        "from plait.runtime import loader\n"
+        "import ctypes\n"
+        "libc, key = ctypes.CDLL(None), ctypes.c_uint()\n"
+        "while libc.pthread_key_create(ctypes.byref(key), None) == 0: pass\n"
+        "loader.native()._pool = None\n"
+        "try:\n"
+        "    plait.load(path)\n"
+        "except EnvironmentProblem as problem:\n"
+        "    os._exit(0 if 'keys' in str(problem) else 1)\n"
+        "os._exit(2)\n"
+    )
+    in_new_process(small_artifact, code)
+
+
 def test_a_process_ends_while_workers_look_for_work(small_artifact: Path) -> None:
     for _ in range(5):
         in_new_process(small_artifact)
