@@ -95,9 +95,10 @@ def _step(m: Match, node: Node, scores: _Scores, at: tuple[Dim, ...]) -> Value |
         return operands[0] if 1e-15 < abs(scores.scale) < 1e15 else None
     if node.op == "add":
         for value, mask in (operands, operands[::-1]):
-            masks = _masks(m, mask, scores, at) if value.shape == at else None
-            if masks is not None:
-                scores.added += masks
+            cut, levels = _cut(mask.shape, at, scores.shape), _levels(m, mask)
+            if value.shape == at and cut is not None and levels is not None:
+                levels = levels.astype(np.float64) * scores.scale
+                scores.added.append(_Mask(mask, cut, scores.scale, levels))
                 return value
         return None
     return _chosen(m, operands, scores, at) if node.op == "select" else None
@@ -134,28 +135,18 @@ def _chosen(m: Match, operands: list[Value], scores: _Scores, at: tuple[Dim, ...
     return None
 
 
-def _masks(m: Match, mask: Value, scores: _Scores, at: tuple[Dim, ...]) -> list[_Mask] | None:
-    """What is added with a mask to scores of shape `at`: it, or the masks that it is a sum of."""
-    cut, levels = _cut(mask.shape, at, scores.shape), _levels(m, mask)
-    if levels is not None:
-        return None if cut is None else [_Mask(mask, cut, scores.scale, levels * scores.scale)]
-    if (made := m.made_by(mask, "add")) is None:
-        return None
-    parts = [_masks(m, m.b.value(v), scores, at) for v in made.operands]
-    return None if None in parts else [x for part in parts for x in part or ()]
-
-
 def _levels(m: Match, mask: Value, depth: int = 8) -> Any:
-    """All numbers that a mask may come to, by rows if it is a constant; None if not known."""
+    """All numbers that a mask may come to, in its dtype, by rows if it is a constant; None if these
+    are not known."""
     array = m.constant(mask)
     if array is not None:
-        return array.astype(np.float64)
+        return array
     made = m.b.producer(mask)
     if made is None or depth == 0:
         return None
     operands = [m.b.value(v) for v in made.operands]
     if made.op == "cast" and operands[0].dtype == t.bool_:
-        return np.array([[0.0], [1.0]])
+        return np.array([[0], [1]], np.float32)
     if made.op in ("reshape", "broadcast", "transpose", "select", *ARITHMETIC):
         chosen = operands[1:] if made.op == "select" else operands
         found = [_levels(m, x, depth - 1) for x in chosen]
@@ -165,11 +156,12 @@ def _levels(m: Match, mask: Value, depth: int = 8) -> Any:
 
 
 def _combined(op: str, levels: list[Any]) -> Any:
-    """The numbers that a value may come to by those of what it is made of."""
+    """The numbers that a value may come to by those of what it is made of, unless these are many
+    on both sides."""
     if op not in ARITHMETIC:
         return np.concatenate(levels)
     a, b = levels
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"):  # what overflows is found in the result
         return ARITHMETIC[op](a, b.T).reshape(-1, 1) if min(a.size, b.size) <= 2 else None
 
 

@@ -196,6 +196,7 @@ def test_masks_of_numbers_that_flags_choose(low: float) -> None:
         # Whole numbers are not only 0 and 1, and two choices may overflow together.
         (lambda b, x, _: (1.0 - b.emit("cast", x, dtype=t.f32)) * LOWEST, typed((N,), t.i64)),
         (lambda b, x, _: choice(b, x, LOWEST, 0.0) * 2.0, typed((N,), t.bool_)),
+        (lambda b, x, _: choice(b, x, -3e38, 0.0) * 2.0 * 0.25, typed((M, N), t.bool_)),
         (lambda b, x, _: choice(b, x, LOWEST, 0.0) + choice(b, x, LOWEST, 1.0),
          typed((N,), t.bool_)),
         (lambda b, x, _: choice(b, x, -math.inf, 0.0), typed((M, N), t.bool_)),
