@@ -14,13 +14,14 @@ finite numbers that flags choose.  Scores that overflow by themselves are not lo
 from __future__ import annotations
 
 import functools
-import operator
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
 
+from plait.ir import op as ops
 from plait.ir import types as t
 from plait.ir.builder import Value
 from plait.ir.dims import Dim
@@ -35,9 +36,8 @@ LARGEST = float(np.finfo(np.float32).max)
 DISTINCT = 2.3e38  # kernels scale scores by log2(e): what is larger they take for the largest float
 NEGLIGIBLE = 1e30  # added to what is beyond DISTINCT, it is lost in rounding
 MOST = 1e3  # of what is added: more may be a low number's way back, which has rounded the score
-ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
-    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "div": operator.truediv,
-}  # fmt: skip
+UNCHANGED = ("reshape", "broadcast", "transpose")
+COMBINATIONS = 1 << 16  # of numbers that are looked at
 HIDDEN = -1e9  # a score of so little is exp(-inf) beside any score that a model computes
 
 
@@ -135,34 +135,44 @@ def _chosen(m: Match, operands: list[Value], scores: _Scores, at: tuple[Dim, ...
     return None
 
 
-def _levels(m: Match, mask: Value, depth: int = 8) -> Any:
-    """All numbers that a mask may come to, in its dtype, by rows if it is a constant; None if these
-    are not known."""
-    array = m.constant(mask)
+def _levels(m: Match, value: Value, depth: int = 12) -> Any:
+    """All numbers that a value may come to whatever the inputs, in its dtype; those of a constant
+    by rows.  None if they are not known, or too many."""
+    array = m.constant(value)
     if array is not None:
         return array
-    made = m.b.producer(mask)
+    if value.dtype == t.bool_:
+        return np.array([[False], [True]])
+    made = m.b.producer(value)
     if made is None or depth == 0:
         return None
     operands = [m.b.value(v) for v in made.operands]
-    if made.op == "cast" and operands[0].dtype == t.bool_:
-        return np.array([[0], [1]], np.float32)
-    if made.op in ("reshape", "broadcast", "transpose", "select", *ARITHMETIC):
-        chosen = operands[1:] if made.op == "select" else operands
-        found = [_levels(m, x, depth - 1) for x in chosen]
-        if not any(x is None for x in found):
-            return _combined(made.op, [x.reshape(-1, 1) for x in found])
-    return None
+    if ops.has_trait(made.op, "gather"):
+        operands = operands[:1]
+    elif made.op == "select":
+        operands = operands[1:]
+    elif made.op not in UNCHANGED and not ops.has_trait(made.op, "elementwise"):
+        return None
+    found = list[Any]()
+    for x in operands:
+        found.append(_levels(m, x, depth - 1))
+        if found[-1] is None:
+            return None
+    each = [np.unique(x) for x in found]
+    if made.op == "select" or not ops.has_trait(made.op, "elementwise"):
+        return np.concatenate(each).reshape(-1, 1)
+    return _computed(made, operands, each)
 
 
-def _combined(op: str, levels: list[Any]) -> Any:
-    """The numbers that a value may come to by those of what it is made of, unless these are many
-    on both sides."""
-    if op not in ARITHMETIC:
-        return np.concatenate(levels)
-    a, b = levels
+def _computed(node: Node, operands: list[Value], each: list[Any]) -> Any:
+    """What an elementwise node makes of all combinations of what its operands may come to."""
+    if math.prod(x.size for x in each) > COMBINATIONS:
+        return None
+    record = ops.get(node.op)
+    call = record.call(node.attrs, tuple(x.type for x in operands))
     with np.errstate(all="ignore"):  # what overflows is found in the result
-        return ARITHMETIC[op](a, b.T).reshape(-1, 1) if min(a.size, b.size) <= 2 else None
+        made = record.reference(call, *np.meshgrid(*each, indexing="ij"))
+    return np.asarray(made).reshape(-1, 1)
 
 
 def _add_up(masks: list[_Mask]) -> bool:

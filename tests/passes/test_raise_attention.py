@@ -168,6 +168,21 @@ def raised_with(mask: Callable[[Builder, Value, Value], Value], given: Any) -> b
     return "attention" in ops_of(after)
 
 
+def test_masks_of_constants_that_are_not_folded() -> None:
+    """Tables of positions, of which large ones are looked up in each call."""
+
+    def make(b: Builder, q: Value, k: Value, v: Value) -> Value:
+        table, at = b.constant(normal(4, N)), b.constant(RNG.integers(0, 4, (M,)))
+        positions = b.emit("sigmoid", b.emit("take", table, at, axis=0)) * 16.0
+        scores = matmul(b, q, b.transpose(k, (0, 2, 1))) + positions
+        return matmul(b, b.emit("softmax", scores, axis=2), v)
+
+    graph = build(make, (H, M, D), (H, N, D), (H, N, E))
+    after = run("canonicalize{fold=false},raise-attention", graph)
+    assert "attention" in ops_of(after) and "take" in ops_of(after)
+    same_meaning(graph, after)
+
+
 def choice(b: Builder, flags: Value, yes: float, no: float) -> Value:
     return b.emit("select", flags, b.scalar(yes, t.f32), b.scalar(no, t.f32))
 
