@@ -147,7 +147,7 @@ class ConvShape:
         images = 4 * window.n * window.h * window.w * window.c
         points = window.kh == window.kw == 1 and not window.padded
         roomy = 4 * window.c * window.stride[1] % SET_BYTES != 0
-        far = images > 2 * L2_BYTES and 4 * self.taps * self.oc <= L2_BYTES
+        far = images > 2 * L2_BYTES and self.weight_bytes <= L2_BYTES
         return core().tiles_ask and points and roomy and far
 
 

@@ -95,8 +95,9 @@ def _step(m: Match, node: Node, scores: _Scores, at: tuple[Dim, ...]) -> Value |
         return operands[0] if 1e-15 < abs(scores.scale) < 1e15 else None
     if node.op == "add":
         for value, mask in (operands, operands[::-1]):
-            cut, levels = _cut(mask.shape, at, scores.shape), _levels(m, mask)
-            if value.shape == at and cut is not None and levels is not None:
+            cut = _cut(mask.shape, at, scores.shape) if value.shape == at else None
+            levels = None if cut is None else _levels(m, mask)
+            if cut is not None and levels is not None:
                 levels = levels.astype(np.float64) * scores.scale
                 scores.added.append(_Mask(mask, cut, scores.scale, levels))
                 return value
