@@ -187,7 +187,7 @@ def window_shape(x: Sequence[int], window: Sequence[int], attrs: Mapping[str, An
 
 
 # Fraction of its peak that a core reaches in a tile (rows, vectors of channels), on shapes the tile
-# divides, with 16 registers and with 32.
+# divides: with 16 registers, with 32, and with 32 and half the latency.
 # What limits: latency below 8 accumulators, loads below 4 rows, registers above their number.
 _SIXTEEN = {
     (6, 2): 0.99, (5, 2): 0.98, (4, 3): 0.97, (3, 3): 0.94, (4, 2): 0.92, (2, 4): 0.93,
@@ -203,6 +203,15 @@ _THIRTY_TWO = {
     (14, 1): 0.66, (3, 2): 0.64, (12, 1): 0.64, (2, 3): 0.64, (8, 1): 0.6, (2, 2): 0.56,
     (6, 1): 0.55, (1, 8): 0.5, (4, 1): 0.48, (1, 4): 0.45, (1, 2): 0.29, (2, 1): 0.25, (1, 1): 0.13,
 }  # fmt: skip
+_ZEN4 = {
+    (9, 3): 0.98, (8, 3): 0.98, (6, 4): 0.98, (12, 2): 0.98, (5, 5): 0.98, (7, 3): 0.98,
+    (14, 2): 0.98, (10, 2): 0.98, (6, 3): 0.97, (4, 6): 0.97, (4, 4): 0.96, (5, 3): 0.96,
+    (8, 2): 0.98, (7, 2): 0.97, (6, 2): 0.97, (4, 3): 0.96, (3, 4): 0.95, (2, 8): 0.95,
+    (4, 2): 0.96, (3, 3): 0.94, (2, 4): 0.94,
+    (14, 1): 0.96, (3, 2): 0.93, (12, 1): 0.96, (2, 3): 0.9, (8, 1): 0.95, (2, 2): 0.9,
+    (6, 1): 0.94, (1, 8): 0.9, (4, 1): 0.9, (1, 4): 0.85, (1, 2): 0.5, (2, 1): 0.5, (1, 1): 0.25,
+}  # fmt: skip
+_REACHED = {"avx2": _SIXTEEN, "avx512": _THIRTY_TWO, "zen4": _ZEN4}
 FROM_L2 = {1: 0.6, 2: 0.8, 3: 0.93, 4: 0.97}  # further factor, by rows, of weights beyond L1
 L1_PANEL_BYTES = 24 * 1024
 L2_WEIGHT_BYTES = L2_BYTES * 3 // 8
@@ -219,7 +228,7 @@ NARROW = 4  # so few output channels leave most lanes of a vector empty
 
 @cache
 def _efficiency(of: Core) -> dict[tuple[int, int], float]:
-    known = _SIXTEEN if of.registers == 16 else _THIRTY_TWO
+    known = _REACHED[of.name]
     return {(rows, vectors * of.lanes): part for (rows, vectors), part in known.items()}
 
 
@@ -248,7 +257,8 @@ def conv_cycles(shape: ConvShape, mr: int, nr: int, threads: int) -> float:
     overhead = TILE_CYCLES
     if shape.taps * nr * 4 > L1_PANEL_BYTES:
         speed *= FROM_L2.get(mr, 1.0)
-    speed /= crowding(mr, 4 * window.c * window.stride[1]) * deepness(4 * shape.taps * nr)
+    pitch, step = 4 * window.c * window.stride[1], mr * nr / speed
+    speed /= crowding(mr, pitch, step) * deepness(4 * shape.taps * nr)
     if not rows_are_regular(window, mr):
         pixels = window.kh * window.kw if shape.inputs <= FEW_INPUTS else 0
         overhead += (ROW_CYCLES + pixels) * mr

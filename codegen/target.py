@@ -66,7 +66,7 @@ class Target:
     `load` gives the templates in the order in which they are tried; it is called when one is
     needed, since a kernel that is known already needs none, and they import a compiler.
     `join(chain, threads)` tells which kernels of a chain are better one.
-    Schedules of another `core` than `AVX2` name the length of its vectors.
+    Schedules of another `core` than `AVX2` name it.
     """
 
     name: str
@@ -112,7 +112,7 @@ class Target:
         if self.core == AVX2:
             return schedule
         parsed = Schedule.parse(schedule)
-        return str(Schedule.make(parsed.template, **parsed.parameters, vector=self.core.lanes))
+        return str(Schedule.make(parsed.template, **parsed.parameters, core=self.core.name))
 
     def select(self, body: Graph, constant: tuple[bool, ...]) -> Selection:
         """The best candidate by its estimate."""
@@ -143,5 +143,5 @@ class Target:
         template = self.template(parsed.template)
         if pitch and template.name not in APART:
             raise Unsupported(f"{template.name} kernels take only tensors that lie in one piece")
-        with making_for(CORES[int(parsed.parameters.get("vector", AVX2.lanes))]):
+        with making_for(CORES[parsed.parameters.get("core", AVX2.name)]):
             return template.build(body, parsed, pitch) if pitch else template.build(body, parsed)

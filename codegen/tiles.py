@@ -15,7 +15,6 @@ from plait.codegen.core import core, simd
 from plait.ir.types import LINE_BYTES
 
 MOST_VECTORS = 8  # of a row: chains of multiply-adds that fill both ports
-FMA_LATENCY = 4  # cycles from an FMA's operand to its result
 LOOP_CYCLES = 0.5  # loop overhead of one step
 TILE_CYCLES = 40  # around a tile's reduction: zeroing, epilogue, write-back
 PART_CYCLES = 60  # between two parts of it: sums out and in again
@@ -108,7 +107,7 @@ def register_tiles(m: int, n: int) -> list[tuple[int, int]]:
 
 def step_cycles(mr: int, nv: int) -> float:
     """Cycles of one step of the reduction for a tile of `mr` rows by `nv` vectors."""
-    busiest = max(FMA_LATENCY, mr * nv / 2, (mr + nv) / 2, nv * core().l2_cycles)
+    busiest = max(core().latency, mr * nv / 2, (mr + nv) / 2, nv * core().l2_cycles)
     return busiest + nv * core().line_cycles + mr * core().row_cycles + LOOP_CYCLES
 
 
@@ -118,7 +117,8 @@ def gemm_cycles(
 ) -> float:  # fmt: skip
     """Cycles of the busiest thread when a product is cut into `mr` by `nr` tiles."""
     row_tiles = ceil_div(ceil_div(shape.m, mr), blocks) * blocks
-    step = step_cycles(mr, nr // simd()) * crowding(mr, 4 * shape.k)
+    step = step_cycles(mr, nr // simd())
+    step *= crowding(mr, 4 * shape.k, step)
     step *= deepness(4 * nr * shape.k // depth, mr if row_tiles > 1 else None)
     panels = shape.batch * ceil_div(shape.n, nr)
     around = TILE_CYCLES + (depth - 1) * PART_CYCLES
@@ -236,9 +236,12 @@ def deepness(size: int, rows: int | None = None) -> float:
     return 1 + each * max(0.0, size / L2_BYTES - 1 / 3)
 
 
-def crowding(rows: int, pitch: int) -> float:
-    """The factor of time for tiles of so many rows, which lie `pitch` bytes apart."""
-    return CROWDED if rows > WAYS and pitch % SET_BYTES == 0 else 1.0
+def crowding(rows: int, pitch: int, step: float) -> float:
+    """The factor of time for tiles of so many rows, which lie `pitch` bytes apart, in steps of so
+    many cycles."""
+    if rows <= WAYS or pitch % SET_BYTES != 0:
+        return 1.0
+    return CROWDED + core().refill * (rows - WAYS) / step
 
 
 def lateness(rows: int) -> float:

@@ -14,7 +14,6 @@ from plait.codegen.tiles import LINE
 from plait.codegen.tvm.loops import (
     LEAST,
     PARALLEL_WORK,
-    STREAM_AHEAD,
     Flat,
     across,
     along,
@@ -75,12 +74,12 @@ class Columns(Phases):
     def streamed(
         self, stmt: Callable[[list[PrimExpr], PrimExpr], Stmt], sources: Sequence[int]
     ) -> Stmt:
-        """As `over`, for whole rows: they are asked for `STREAM_AHEAD`, and so are one stream."""
+        """As `over`, for whole rows: they are asked for `Core.ahead`, and so are one stream."""
         full = math.prod(self.n.space.shape)
 
         def part(p: PrimExpr, c: PrimExpr) -> Stmt:
             reduced, first = unflatten(p, self.extents), c * PART
-            ahead = [self.index(reduced, first + k + STREAM_AHEAD) for k in range(0, PART, LINE)]
+            ahead = [self.index(reduced, first + k + core().ahead) for k in range(0, PART, LINE)]
             asks = [ask_loads(self.n.element(v, at), full) for at in ahead for v in sources]
             return sequence([*asks, across(PART, lambda q: stmt(reduced, first + q))])
 

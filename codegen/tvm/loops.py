@@ -11,7 +11,7 @@ from typing import Any
 from tvm import tirx
 
 from plait.codegen.core import simd
-from plait.codegen.tiles import L2_BYTES, LINE, ceil_div
+from plait.codegen.tiles import L2_BYTES, ceil_div
 from plait.codegen.tvm.scalars import FUNCTIONS, bindings, const, dtype_of, tir_dtype
 from plait.ir import types as t
 from plait.ir.dims import Dim
@@ -229,10 +229,6 @@ def combine(kind: str, dtype: t.DType, a: PrimExpr, b: PrimExpr) -> PrimExpr:
     for var, value in reversed(bound):
         result = tirx.Let(var, value, result)
     return result
-
-
-# Elements between what is asked for and what is read, in a stream from memory: 1 KB.
-STREAM_AHEAD = 16 * LINE
 
 
 def prefetch(buffer: Any, at: PrimExpr, write: bool = False) -> Stmt:

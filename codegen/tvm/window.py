@@ -14,15 +14,15 @@ from typing import Any
 from tvm import tirx
 
 from plait.codegen.conv_tiles import WindowShape, WindowTile, window_tiles
-from plait.codegen.core import simd
+from plait.codegen.core import core, simd
 from plait.codegen.schedule import Schedule
 from plait.codegen.target import Candidate, Template
 from plait.codegen.tiles import LINE, ceil_div
 from plait.codegen.tvm.access import source_input
 from plait.codegen.tvm.image import ZERO, Ports, Windowed
-from plait.codegen.tvm.loops import STREAM_AHEAD, Memory, apart, loop, prefetch, sequence
+from plait.codegen.tvm.loops import Memory, apart, loop, prefetch, sequence
 from plait.codegen.tvm.register_tile import UNROLLED, lanes_of, vectorized
-from plait.codegen.tvm.scalars import const
+from plait.codegen.tvm.scalars import FUNCTIONS, const
 from plait.ir import expr as e
 from plait.ir import types as t
 from plait.ir.graph import Graph
@@ -130,8 +130,7 @@ class WindowNest:
         if self.op == "conv":
             return total + x * self.weight[(r * self.shape.kw + s) * self.shape.c + c]
         if self.op == "max_pool":
-            # Keeps NaN; a select on it is as fast but takes four times as long to compile.
-            return tirx.call_llvm_pure_intrin("float32", "llvm.maximum", x, total)
+            return FUNCTIONS["max"](t.f32, x, total)
         return total + x
 
 
@@ -210,7 +209,7 @@ class Tile:
         bottom = self.i * down - s.low[0] + (s.kh - 1) * s.dilation[0]
         column = self.first * right - s.low[1] + (s.kw - 1) * s.dilation[1] + 1 - right
         inside, pixels = tirx.floormod(self.c, width), self.columns.size * right
-        place = column * width + inside * pixels + STREAM_AHEAD
+        place = column * width + inside * pixels + core().ahead
         if w != width:
             place = tirx.floordiv(place, width) * w + tirx.floormod(place, width)
         lines = ceil_div(pixels * self.width, LINE)

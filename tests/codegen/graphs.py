@@ -66,7 +66,7 @@ def call(body: Graph, schedule: str, inputs: list[Array], over: int | None = Non
     over: the input whose memory the result is written to.
     """
     parsed = Schedule.parse(schedule)
-    named = Schedule.make(parsed.template, **{**parsed.parameters, "vector": core().lanes})
+    named = Schedule.make(parsed.template, **{**parsed.parameters, "core": core().name})
     func = over_pointers(cpu_target().build(body, str(named)))
     given = [np.array(x.reshape(-1)) for x in inputs]
     specs = [TensorSpec(f"x{k}", str(x.dtype), x.shape) for k, x in enumerate(given)]

@@ -412,7 +412,7 @@ def test_pixels_of_the_next_tile_are_asked_for_where_they_come_from_beyond_l2(
     b = Builder()
     graph = b.finish([case.result(b, case.node(b))])
     body, _ = lowered_kernel(graph, core)
-    tile = f"mr=4 nr={2 * core.lanes} parallel=0 blocks=1 vector={core.lanes}"
+    tile = f"mr=4 nr={2 * core.lanes} parallel=0 blocks=1 core={core.name}"
     scripts = [cpu_target(1, core).build(body, f"conv{{{tile} order={order}}}").script()
                for order in ("oc", "pos")]  # fmt: skip
     reads = ["0, 2, 1)" in script for script in scripts]  # what is asked for to be read

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from plait.codegen.core import AVX2, AVX512, Core, core, core_with, making_for, simd
+from plait.codegen.core import AVX2, AVX512, ZEN4, Core, core, core_with, making_for, simd
 from plait.codegen.cpu import CpuTarget
 from plait.codegen.tvm.build import named_target
 from plait.codegen.tvm.target import cpu_target
@@ -44,11 +44,21 @@ def test_a_scope_ends() -> None:
     assert core() == AVX2
 
 
-@pytest.mark.parametrize(("chosen", "name"), [(AVX2, "loops"), (AVX512, "loops{vector=16}")])
+@pytest.mark.parametrize(("chosen", "name"), [(AVX2, "loops"), (AVX512, "loops{core=avx512}"),
+                                             (ZEN4, "loops{core=zen4}")])  # fmt: skip
 def test_a_schedule_alone_decides_the_code(chosen: Core, name: str) -> None:
     """Whoever chose it, and whatever target builds it."""
     body = relu()
     assert cpu_target(core=chosen).select(body, (False,)).schedule == name
-    made = [cpu_target(core=other).build(body, name).script() for other in (AVX2, AVX512)]
-    assert made[0] == made[1]
+    made = [cpu_target(core=other).build(body, name).script() for other in (AVX2, AVX512, ZEN4)]
+    assert made[0] == made[1] == made[2]
     assert f"T.vectorized({chosen.lanes})" in made[0]
+
+
+def test_zen_4_has_a_core_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its extensions: those that came before lack some, those that came later have more."""
+    monkeypatch.undo()  # of what stands for the CPU at hand
+    zen4 = {"avx2", "fma", *WIDE, "avx512bf16", "avx512vbmi2", "avx512vnni"}
+    assert core_with(zen4) == named_target("znver4").core == ZEN4
+    assert core_with(zen4 | {"avxvnni"}) == named_target("sapphirerapids").core == AVX512
+    assert core_with(zen4 - {"avx512vbmi2"}) == named_target("cooperlake").core == AVX512

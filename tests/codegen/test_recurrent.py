@@ -129,7 +129,7 @@ def test_shares_of_the_input_are_asked_for_where_there_are_several(
     """A line for each row and gate of a chunk."""
     graph, _ = layer(2, batch, 64, constant=False)
     (body,) = (k.body for k in compile_graph(graph, threads=1).kernels)
-    tile = f"recurrent{{mr={batch} nr=16 packed=0 parts=1 rows={batch} vector={core.lanes}}}"
+    tile = f"recurrent{{mr={batch} nr=16 packed=0 parts=1 rows={batch} core={core.name}}}"
     script = cpu_target(1, core).build(body, tile).script()
     assert script.count("llvm.prefetch") * batch == lines
 

@@ -15,7 +15,6 @@ from plait.codegen.conv_tiles import WindowShape, WindowTile, choose_window_tile
 from plait.codegen.core import AVX2, AVX512, Core, making_for
 from plait.codegen.tiles import LINE
 from plait.codegen.tvm.image import Windowed
-from plait.codegen.tvm.loops import STREAM_AHEAD
 from plait.codegen.tvm.target import cpu_target
 from plait.codegen.tvm.window import Columns, Tile, WindowNest
 from plait.ir import types as t
@@ -117,7 +116,7 @@ def test_images_are_asked_for_where_the_core_gains_by_it(
     x = b.input(TensorType(t.f32, (1, 64, rows, 160), (0, 2, 3, 1)))
     attrs = window(stride=(1, 1), low=(1, 1), high=(1, 1), dilation=(1, 1))
     body = b.finish([b.emit("max_pool", x, window=(3, 3), **attrs)])
-    tile = f"pool{{mr=2 vectors=1 chunks=1 parallel=0 vector={core.lanes}}}"
+    tile = f"pool{{mr=2 vectors=1 chunks=1 parallel=0 core={core.name}}}"
     asks = "llvm.prefetch" in cpu_target(2, core).build(body, tile).script()
     assert asks == (core in cores)
 
@@ -140,7 +139,7 @@ def test_rows_are_asked_for_as_streams(mr: int) -> None:
                 begin = int(Analyzer().simplify(start))
                 asked.setdefault(k, []).extend(range(begin, begin + LINE * lines, LINE))
     for k, row in enumerate((21, 20)):
-        begin = row * 32 * 64 + STREAM_AHEAD
+        begin = row * 32 * 64 + AVX2.ahead
         assert asked[k] == list(range(begin, begin + 32 * 64, LINE))
 
 
