@@ -40,12 +40,11 @@ class Core:
     refill: cycles for each row of a tile that L1 has no way for, where rows lie a multiple of its
         sets apart and are fetched from L2 again and again.
     doubt: estimates of products that differ by less, as a part of them, say nothing.
-    through_bytes: to the last-level cache and back in a cycle, for all threads together.
+    near_bytes: of scratch that threads write and then all of them read which costs nothing more.
     kept_bytes: of scratch that is written and then read which the last-level cache, shared with
         others, keeps; more passes through memory.
     held_bytes: the largest panel of weights of a convolution that L2 keeps from one tile to the
         next, beside its images: all of 512 KiB where they pass quickly, 5/8 of 1 MiB.
-    filtered_cells: vectors of sums in a register tile of filtered convolutions, at most.
     block_bytes: of a convolution's images, which L2 is to keep while all panels of weights pass by;
         0: all positions pass by each panel.
     ahead: elements between what is asked for and what is read, in a stream from memory.
@@ -73,10 +72,9 @@ class Core:
     exposed: float = 0.0
     refill: float = 0.0
     doubt: float = 0.0
-    through_bytes: float = 36.0
+    near_bytes: int = 1 << 20
     kept_bytes: int = 32 << 20
     held_bytes: int = 512 * 1024
-    filtered_cells: int = 32
     block_bytes: int = 0
     ahead: int = 256
     claimed: int = 0
@@ -94,9 +92,8 @@ AVX512: Final = Core(name="avx512", lanes=16, registers=32, most_rows=10, addres
 # AMD Zen 4: half as many multiply-adds in a cycle of its clock, and caches that keep up.
 ZEN4: Final = Core(name="zen4", lanes=16, registers=32, most_rows=10, addressed_rows=14, latency=2,
                    far_bytes=20, memory_bytes=16.0, l2_cycles=0.5, line_cycles=0.2, deep=0.2,
-                   exposed=0.3, refill=1.0, through_bytes=120.0, kept_bytes=2 << 20,
-                   held_bytes=640 * 1024, filtered_cells=20, asked=(3.0, 6.0), asked_beyond=8 << 20,
-                   ahead=2048, claimed=4)  # fmt: skip
+                   exposed=0.3, refill=1.0, near_bytes=0, held_bytes=640 * 1024, asked=(3.0, 6.0),
+                   asked_beyond=8 << 20, ahead=2048, claimed=4)  # fmt: skip
 CORES: Final = {core.name: core for core in (AVX2, AVX512, ZEN4)}
 # What 512-bit code needs: the arithmetic, its 256-bit and 128-bit forms, and float logic.
 _WIDE = frozenset({"avx512f", "avx512vl", "avx512dq", "avx512bw"})

@@ -17,7 +17,7 @@ from plait.codegen.conv_tiles import (
     floats_per_cycle,
 )
 from plait.codegen.core import core, simd
-from plait.codegen.tiles import L2_BYTES, L3_BYTES, PARALLEL_CYCLES, ceil_div
+from plait.codegen.tiles import L3_BYTES, PARALLEL_CYCLES, ceil_div
 from plait.ir.winograd import POINTS, TAPS
 
 PAD = 16  # floats that keep equal offsets of neighbouring planes in different cache sets
@@ -28,8 +28,9 @@ GROUP_ROWS = 16  # tiles that a panel of weights meets while it is in the first-
 DATA_CYCLES = {2: 90, 4: 170}
 RESULT_CYCLES = {2: 65, 4: 130}
 LAUNCH_CYCLES = 6_000
-# Bytes of weights from L3 a cycle, for all threads together; and the bytes that stay there.
-FROM_L3 = 12.0
+# Bytes a cycle, for all threads together: weights from L3, data to L3 and back; and the bytes of
+# weights that stay there.
+FROM_L3, THROUGH_L3 = 12.0, 36.0
 L3_WEIGHT_BYTES = L3_BYTES // 2
 
 
@@ -103,8 +104,8 @@ def winograd_cycles(shape: ConvShape, tile: WinogradTile, threads: int) -> float
     again = FROM_L3 if weights <= L3_WEIGHT_BYTES else memory
     streams = weights / memory + (blocks - 1) * weights / again
     held = 4 * planes * shape.inputs * tile.block
-    through = core().through_bytes if held <= core().kept_bytes else memory
-    spilled = 0 if held <= 2 * L2_BYTES else 2 * held / through
+    through = THROUGH_L3 if held <= core().kept_bytes else memory
+    spilled = 0 if held <= core().near_bytes else 2 * held / through
     data = ceil_div(tile.block, threads) * shape.inputs / simd() * DATA_CYCLES[tile.m]
     launches = LAUNCH_CYCLES if threads > 1 else 0
     return max(blocks * products, streams) + blocks * (data + spilled + launches)
@@ -118,8 +119,7 @@ def winograd_tiles(shape: ConvShape, threads: int) -> list[tuple[float, Winograd
     for m in POINTS:
         tiles = tile_count(shape, m)
         for (mr, nr), reached in efficiency().items():
-            cells = mr * nr // simd()
-            if mr > min(tiles, MOST_ROWS) or cells > core().filtered_cells or reached < 0.9:
+            if mr > min(tiles, MOST_ROWS) or reached < 0.9:
                 continue
             for tile in dict.fromkeys(_cut(shape, m, mr, nr, size) for size in DATA_BYTES):
                 cycles = winograd_cycles(shape, tile, threads)

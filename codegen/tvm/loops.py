@@ -11,7 +11,7 @@ from typing import Any
 from tvm import tirx
 
 from plait.codegen.core import simd
-from plait.codegen.tiles import L2_BYTES, ceil_div
+from plait.codegen.tiles import L2_BYTES, LINE, ceil_div
 from plait.codegen.tvm.scalars import FUNCTIONS, bindings, const, dtype_of, tir_dtype
 from plait.ir import types as t
 from plait.ir.dims import Dim
@@ -264,17 +264,23 @@ class Ahead:
         following = tirx.min(block + 1, self.blocks * self.times - 1)
         return tirx.floormod(following, self.blocks) if self.times > 1 else following
 
-    def at(self, following: PrimExpr, part: PrimExpr, step: PrimExpr) -> PrimExpr:
-        """The element of the block `following` to ask for in a step of a pass."""
+    @property
+    def share(self) -> int:
+        """Elements of the next block that a step asks for: a part of a line, or whole lines."""
         share = ceil_div(self.width, self.parts)
-        size = self.steps * self.width
+        return share if share <= LINE else ceil_div(share, LINE) * LINE
+
+    def at(self, following: PrimExpr, part: PrimExpr, step: PrimExpr) -> PrimExpr:
+        """The first element of the block `following` to ask for in a step of a pass."""
+        size, share = self.steps * self.width, self.share
         start = tirx.min(part * (self.steps * share), self.steps * (self.width - share))
         return following * size + start + step * share
 
     def ask(self, following: PrimExpr, part: PrimExpr, step: PrimExpr) -> Stmt:
-        """Ask for the line of that element."""
-        return prefetch(self.buffer, self.at(following, part, step))
+        """Ask for the lines of a step's share."""
+        first = self.at(following, part, step)
+        return sequence([prefetch(self.buffer, first + k) for k in range(0, self.share, LINE)])
 
     def ask_after(self, block: PrimExpr, part: PrimExpr, step: PrimExpr) -> Stmt:
-        """Ask for a line of the block after one."""
+        """Ask for a step's share of the block after one."""
         return self.ask(self.after(block), part, step)

@@ -259,7 +259,9 @@ def test_accumulators_stay_in_registers(core: Core, cpu: str, tile: Tile, regist
     assert "AllocWorkspace" not in text
 
 
-@pytest.mark.parametrize(("width", "parts"), [(16, 2), (24, 5), (16, 40)])
+@pytest.mark.parametrize(
+    ("width", "parts"), [(16, 2), (24, 5), (16, 40), (48, 2), (64, 3), (80, 3)]
+)
 def test_all_of_the_next_panel_is_asked_for_and_nothing_beyond_the_last(
     width: int, parts: int
 ) -> None:
@@ -268,8 +270,9 @@ def test_all_of_the_next_panel_is_asked_for_and_nothing_beyond_the_last(
     size, line = steps * width, 16
     for block in range(blocks):
         following = ahead.after(tirx.const(block, "int32"))
-        asked = {int(ahead.at(following, tirx.const(part, "int32"), tirx.const(step, "int32")))
-                 for part in range(parts) for step in range(steps)}  # fmt: skip
+        asked = {int(ahead.at(following, tirx.const(part, "int32"), tirx.const(step, "int32"))) + k
+                 for part in range(parts) for step in range(steps)
+                 for k in range(0, ahead.share, line)}  # fmt: skip
         first = min(block + 1, blocks - 1) * size
         assert min(asked) == first
         assert max(asked) < blocks * size
