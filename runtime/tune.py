@@ -46,7 +46,7 @@ from plait.runtime.loader import Library
 from plait.runtime.opening import open_tvm
 
 TUNED = "tuned"  # kind of cache entry
-FORMAT = 5  # before: kernels that are faster now, and candidates that were not there
+FORMAT = 6  # before: kernels that are faster now, and candidates that were not there
 KEPT = 8  # candidates of a kernel that are measured
 HOPELESS = 2.5  # candidates estimated to take so many times the best are not
 MARGIN = 1.02
