@@ -188,7 +188,7 @@ def window_shape(x: Sequence[int], window: Sequence[int], attrs: Mapping[str, An
 
 # Fraction of its peak that a core reaches in a tile (rows, vectors of channels), on shapes the tile
 # divides: with 16 registers, with 32, and with 32 and half the latency.
-# Zen 4's are not fitted tile by tile: its races, by all tiles, find choices within 2 % of the best.
+# Zen 4's are not fitted tile by tile: races judged what is chosen by them (benchmarks/NOTES.md).
 # What limits: latency below 8 accumulators, loads below 4 rows, registers above their number.
 _SIXTEEN = {
     (6, 2): 0.99, (5, 2): 0.98, (4, 3): 0.97, (3, 3): 0.94, (4, 2): 0.92, (2, 4): 0.93,
