@@ -48,8 +48,11 @@ class Core:
     block_bytes: of a convolution's images, which L2 is to keep while all panels of weights pass by;
         0: all positions pass by each panel.
     ahead: elements between what is asked for and what is read, in a stream from memory.
+    rows_ahead: the same for rows that are read more than once, at their last reading; 0 where the
+        hardware sees by itself what comes next, and asking keeps it from that.
     claimed: steps for each row of a register tile, at the end of its sum, in which the lines that
         it goes to are asked for, if results come from the last-level cache; 0 if they are not.
+    past_bytes: the largest result that is stored into the caches, larger ones go past them; 0: all.
     tiles_ask: whether register tiles ask for the pixels or rows of the next one, and for the lines
         of their results and of what is added to them.
     """
@@ -77,7 +80,9 @@ class Core:
     held_bytes: int = 512 * 1024
     block_bytes: int = 0
     ahead: int = 256
+    rows_ahead: int = 512
     claimed: int = 0
+    past_bytes: int = 0
     tiles_ask: bool = False
 
 
@@ -92,8 +97,9 @@ AVX512: Final = Core(name="avx512", lanes=16, registers=32, most_rows=10, addres
 # AMD Zen 4: half as many multiply-adds in a cycle of its clock, and caches that keep up.
 ZEN4: Final = Core(name="zen4", lanes=16, registers=32, most_rows=10, addressed_rows=14, latency=2,
                    far_bytes=20, memory_bytes=16.0, l2_cycles=0.5, line_cycles=0.2, deep=0.2,
-                   exposed=0.3, refill=1.0, near_bytes=0, held_bytes=640 * 1024, asked=(3.0, 6.0),
-                   asked_beyond=8 << 20, ahead=2048, claimed=4)  # fmt: skip
+                   exposed=0.3, refill=1.0, near_bytes=0, held_bytes=640 * 1024, asked=(3.0, 9.0),
+                   asked_beyond=8 << 20, ahead=3072, rows_ahead=0, claimed=4,
+                   past_bytes=16 << 20)  # fmt: skip
 CORES: Final = {core.name: core for core in (AVX2, AVX512, ZEN4)}
 # What 512-bit code needs: the arithmetic, its 256-bit and 128-bit forms, and float logic.
 _WIDE = frozenset({"avx512f", "avx512vl", "avx512dq", "avx512bw"})

@@ -42,6 +42,7 @@ def build_nest(body: Graph, pitch: Sequence[int] = ()) -> Any:
     `pitch` is how far the rows of each lie apart, nothing where all are dense.
     """
     nest = Nest(body, apart(body, pitch))
+    nest.parameters.send_past()
     return nest.parameters.function(_stmts(nest))
 
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from tvm import tirx
 
-from plait.codegen.core import simd
+from plait.codegen.core import core, simd
 from plait.codegen.tiles import L2_BYTES, LINE, ceil_div
+from plait.codegen.tvm.past import PAST, marked
 from plait.codegen.tvm.scalars import FUNCTIONS, bindings, const, dtype_of, tir_dtype
 from plait.ir import types as t
 from plait.ir.dims import Dim
@@ -75,12 +76,16 @@ class Memory:
 
 @dataclass
 class Flat:
-    """A tensor as flat memory, addressed by logical index."""
+    """A tensor as flat memory, addressed by logical index.
+
+    past: whether what is stored goes past the caches.
+    """
 
     type: TensorType
     buffer: Any
     start: PrimExpr | int = 0
     pitch: int = 0
+    past: bool = False
     steps: tuple[Dim, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -97,7 +102,8 @@ class Flat:
         return self.buffer[self.at(index)]
 
     def store(self, index: Sequence[PrimExpr], value: PrimExpr) -> Stmt:
-        return tirx.BufferStore(self.buffer, value, [self.at(index)])
+        store = tirx.BufferStore(self.buffer, value, [self.at(index)])
+        return marked(store) if self.past else store
 
 
 def size_of(type: TensorType) -> int:
@@ -148,6 +154,7 @@ class Parameters:
 
     def __init__(self, body: Graph, places: Sequence[Memory] = ()) -> None:
         check_sizes(body)
+        self.body = body
         if places:
             types = (*(i.type for i in body.inputs), *body.output_types)
             made = [
@@ -158,9 +165,16 @@ class Parameters:
             self.inputs = [flat(i.type, f"x{k}") for k, i in enumerate(body.inputs)]
             self.outputs = [flat(ty, f"y{k}") for k, ty in enumerate(body.output_types)]
 
+    def send_past(self) -> None:
+        """Let results that are too large for the caches go past them, unless they are read here."""
+        for v, f in zip(self.body.outputs, self.outputs, strict=True):
+            large = 0 < core().past_bytes < f.type.dtype.itemsize * size_of(f.type)
+            f.past = large and not self.body.users[v]
+
     def function(self, stmts: Sequence[Stmt]) -> Any:
         """The PrimFunc of a kernel: its parameters are the inputs, then the outputs."""
-        return kernel([f.buffer for f in (*self.inputs, *self.outputs)], stmts)
+        made = kernel([f.buffer for f in (*self.inputs, *self.outputs)], stmts)
+        return made.with_attr(PAST, 1) if any(f.past for f in self.outputs) else made
 
 
 def kernel(buffers: Sequence[Any], stmts: Sequence[Stmt]) -> Any:

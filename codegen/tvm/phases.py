@@ -19,8 +19,8 @@ from tvm import tirx
 from plait.codegen.tiles import LINE
 from plait.codegen.tvm.build import STACK_BYTES
 from plait.codegen.tvm.loops import loop, put, sequence
-from plait.codegen.tvm.pool import with_llvm
 from plait.codegen.tvm.scalars import const
+from plait.codegen.tvm.text import with_llvm
 
 PrimExpr = Any
 Stmt = Any

@@ -18,7 +18,6 @@ text of LLVM's (`pool.ll`).  Its object is the same for all models, and a proces
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import tvm
@@ -29,6 +28,7 @@ from plait.codegen.pool import ASKED, FUNCTIONS, PREFIX
 from plait.codegen.tvm.build import as_c_function, compile_object
 from plait.codegen.tvm.loops import sequence
 from plait.codegen.tvm.scalars import const
+from plait.codegen.tvm.text import with_llvm
 
 Stmt = Any
 
@@ -46,18 +46,6 @@ def pool_object(target: CpuTarget) -> bytes:
         given = [_number("count")] if name == ASKED else []
         functions[name] = _function(name.removeprefix(PREFIX), "int64", given)
     return compile_object(functions, target)
-
-
-def with_llvm(file: str, body: Stmt) -> Stmt:
-    """A statement whose module is linked with what it needs of the text of LLVM's in `file`."""
-    return tirx.AttrStmt(
-        tvm.ir.StringImm("default"), "pragma_import_llvm", tvm.ir.StringImm(_text(file)), body
-    )
-
-
-@cache
-def _text(file: str) -> str:
-    return Path(__file__).with_name(file).read_text()
 
 
 def _function(name: str, result: str, params: list[Any]) -> Any:

@@ -37,7 +37,6 @@ PrimExpr = Any
 Stmt = Any
 UNROLL = 4  # vectors of partial results: enough to hide the latency of an addition
 MAX_ROW_BYTES = 256 * 1024
-AHEAD = 512  # elements: what is asked for so far ahead arrives in time
 
 
 @dataclass(frozen=True)
@@ -150,7 +149,7 @@ class Rows(Phases):
         parameters, space = self.n.parameters, self.n.space
         asked = [(f, False) for f in parameters.inputs]
         if 4 * math.prod(space.shape) > core().asked_beyond:
-            asked += [(f, True) for f in parameters.outputs]
+            asked += [(f, True) for f in parameters.outputs if not f.past]
         stmts: list[Stmt] = []
         for f, write in asked:
             if f.type.shape == space.shape and f.steps[self.reduced[-1]] == 1:
@@ -175,7 +174,10 @@ class Rows(Phases):
         fits = out != v and alike and elementwise_only(body, v, 0)
         inputs = range(len(body.inputs))
         read = any(self._read_since(level, i, v) for i in inputs if self.n.is_full(i))
-        return {v: f} if fits and not read else {}
+        if not fits or read:
+            return {}
+        f.past = False  # it is read again
+        return {v: f}
 
     def _read_since(self, level: int, v: int, kept: int) -> bool:
         """Whether a value is read from the phase of this level on, but for what makes `kept`."""
@@ -296,10 +298,13 @@ def rows(nest: Nest, span: Span | None = None) -> list[Stmt]:
     length = math.prod(nest.space.shape[a] for a in nest.space.axes)
     busy = count >= 2 and count * length * nest.cost >= PARALLEL_WORK
 
+    def place(r: PrimExpr) -> dict[int, PrimExpr]:
+        return dict(zip(kept, unflatten(r, extents), strict=True))
+
     def row(r: PrimExpr) -> Stmt:
-        later = tirx.min(r + ceil_div(AHEAD, max(1, length)), count - 1)
-        here, ahead = (dict(zip(kept, unflatten(k, extents), strict=True)) for k in (r, later))
-        return Rows(nest, here, length, ahead).build()
+        later = tirx.min(r + ceil_div(core().rows_ahead, max(1, length)), count - 1)
+        ahead = place(later) if core().rows_ahead else None
+        return Rows(nest, place(r), length, ahead).build()
 
     if span is not None:
         return [loop(span.count, lambda r: row(span.first + r), None, "row")]

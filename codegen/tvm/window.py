@@ -66,6 +66,7 @@ class WindowNest:
             self.weight = self.ports.inputs[packed].buffer
 
     def build(self) -> Any:
+        self.ports.parameters.send_past()
         kind = tirx.ForKind.PARALLEL if self.tile.parallel else None
         items = self.shape.n * self.shape.oh * self.tile.chunks
         return self.ports.function([loop(items, self._item, kind, "item")])

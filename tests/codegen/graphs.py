@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -67,14 +68,20 @@ def call(body: Graph, schedule: str, inputs: list[Array], over: int | None = Non
     """
     parsed = Schedule.parse(schedule)
     named = Schedule.make(parsed.template, **{**parsed.parameters, "core": core().name})
-    func = over_pointers(cpu_target().build(body, str(named)))
     given = [np.array(x.reshape(-1)) for x in inputs]
-    specs = [TensorSpec(f"x{k}", str(x.dtype), x.shape) for k, x in enumerate(given)]
-    (out,) = body.output_types
-    result = TensorSpec("y", out.dtype.name, (int(np.prod(out.static("test"))),))
-    to = PointerArg("output") if over is None else PointerArg("input", over)
-    args = (*(PointerArg("input", k) for k in range(len(inputs))), to)
-    plan = ModulePlan("one", tuple(specs), (result,), (Call("k_one", args),))
-    objects = [compile_kernel(func, "k_one", host_target()), compile_main(plan, host_target())]
-    (found,) = CompiledModel(plan, Library(objects, pool_object(host_target())))(*given)
+    (found,) = loaded(cpu_target().build(body, str(named)), body, over)(*given)
     return found if over is None else given[over]
+
+
+def loaded(func: Any, body: Graph, over: int | None = None) -> CompiledModel:
+    """The PrimFunc of a body as a model of one kernel, whose inputs and result are flat."""
+    specs = [TensorSpec(f"x{k}", i.type.dtype.name, (math.prod(i.type.static("test")),))
+             for k, i in enumerate(body.inputs)]  # fmt: skip
+    (out,) = body.output_types
+    result = TensorSpec("y", out.dtype.name, (math.prod(out.static("test")),))
+    to = PointerArg("output") if over is None else PointerArg("input", over)
+    args = (*(PointerArg("input", k) for k in range(len(specs))), to)
+    plan = ModulePlan("one", tuple(specs), (result,), (Call("k_one", args),))
+    kernel = compile_kernel(over_pointers(func), "k_one", host_target())
+    main = compile_main(plan, host_target())
+    return CompiledModel(plan, Library([kernel, main], pool_object(host_target())))

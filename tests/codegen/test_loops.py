@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip("tvm", reason="TVM comes with the compile extra")
 
+from plait.codegen.core import ZEN4
 from plait.codegen.plan import Call, ModulePlan, PointerArg, TensorSpec
 from plait.codegen.tvm.build import KernelJob, compile_many, host_target
 from plait.codegen.tvm.loopnest import build_nest
@@ -396,6 +397,11 @@ def test_rows_ask_for_where_results_go_in_memory(rows: int, asked: int) -> None:
     """Lines of a block of vectors in the next row: of the operand, and of the result."""
     made = build_nest(build(softmax, (rows, 768))).script()
     assert made.count("llvm.prefetch") == asked
+
+
+@pytest.mark.parametrize("core", [ZEN4], indirect=True, ids=["Zen 4"])
+def test_rows_are_not_asked_for_where_the_hardware_sees_them_come() -> None:
+    assert "llvm.prefetch" not in build_nest(build(softmax, (4096, 768))).script()
 
 
 def test_which_dimension_is_innermost_decides() -> None:
