@@ -97,9 +97,9 @@ AVX512: Final = Core(name="avx512", lanes=16, registers=32, most_rows=10, addres
 # AMD Zen 4: half as many multiply-adds in a cycle of its clock, and caches that keep up.
 ZEN4: Final = Core(name="zen4", lanes=16, registers=32, most_rows=10, addressed_rows=14, latency=2,
                    far_bytes=20, memory_bytes=16.0, l2_cycles=0.5, line_cycles=0.2, deep=0.2,
-                   exposed=0.3, refill=1.0, near_bytes=0, held_bytes=640 * 1024, asked=(3.0, 9.0),
-                   asked_beyond=8 << 20, ahead=3072, rows_ahead=0, claimed=4,
-                   past_bytes=16 << 20)  # fmt: skip
+                   exposed=0.3, refill=1.0, near_bytes=0, kept_bytes=10 << 20,
+                   held_bytes=640 * 1024, asked=(3.0, 9.0), asked_beyond=8 << 20, ahead=3072,
+                   rows_ahead=0, claimed=4, past_bytes=16 << 20)  # fmt: skip
 CORES: Final = {core.name: core for core in (AVX2, AVX512, ZEN4)}
 # What 512-bit code needs: the arithmetic, its 256-bit and 128-bit forms, and float logic.
 _WIDE = frozenset({"avx512f", "avx512vl", "avx512dq", "avx512bw"})
