@@ -6,8 +6,8 @@ Prints GB/s for each number of threads, the best of many runs, float32, and besi
 copies at with as many threads, in turns with them.  Bytes are those of the arguments and results,
 each counted once, as a copy's are.  A copy fetches the lines that it writes to, so a kernel which
 reads more than it writes, or whose results go past the caches, has it easier.  NAME selects kernels
-that contain it.  With `--bars` each is held to 85 % of the copy; the exit code is 1
-if one is missed.
+that contain it.  With `--bars` each is held to 85 % of the copy; the exit code is 1 if one is
+missed.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from tvm.target import codegen as llvm
 from plait.codegen.cpu import CpuTarget, checked_features, host_features
 from plait.codegen.plan import Code
 from plait.codegen.tvm.parts import parts_of
-from plait.codegen.tvm.past import send_past
+from plait.codegen.tvm.past import lower_marked
 from plait.codegen.tvm.scalars import bindings
 from plait.ir.errors import CompileFailure, PlaitError, UnknownName
 from plait.ir.logs import logger
@@ -245,7 +245,7 @@ def _pipeline(share: bool = True) -> tuple[Any, ...]:
     ]
 
     def finish() -> Any:
-        return tvm.transform.Sequential([_keep_small_on_stack, send_past, host()])
+        return tvm.transform.Sequential([_keep_small_on_stack, lower_marked, host()])
 
     return tvm.transform.Sequential(passes), finish, device
 

@@ -23,13 +23,13 @@ import tvm
 import tvm_ffi
 from tvm import tirx
 
+from plait.codegen.tiles import LINE
 from plait.codegen.tvm.text import with_llvm
 from plait.ir import types as t
 
 Stmt = Any
 PAST = "plait.past"  # the attribute of a PrimFunc with marked stores
 _MARK = "plait.past_caches"
-LINE = 16  # elements of float32: the vectors that are lines
 
 
 def marked(store: Stmt) -> Stmt:
@@ -69,6 +69,6 @@ def _may_be_line(index: Any, dtype: str) -> bool:
 
 
 @tirx.transform.prim_func_pass(opt_level=0)  # type: ignore[untyped-decorator]
-def send_past(func: Any, module: Any, context: Any) -> Any:
+def lower_marked(func: Any, module: Any, context: Any) -> Any:
     """The pass that makes calls of marked stores, which by now are of vectors."""
     return func.with_body(tvm_ffi.structural_map(func.body, (tirx.AttrStmt, _sent)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -13,19 +12,22 @@ pytest.importorskip("tvm", reason="TVM comes with the compile extra")
 
 from plait.codegen.core import ZEN4, Core
 from plait.codegen.plan import aligned_empty
+from plait.codegen.schedule import Schedule
 from plait.codegen.tvm.build import assembly, named_target
 from plait.codegen.tvm.loopnest import build_nest
 from plait.codegen.tvm.parts import in_parts, parts_of
 from plait.codegen.tvm.pointers import over_pointers
 from plait.codegen.tvm.target import cpu_target
+from plait.codegen.tvm.window import build as build_window
 from plait.ir import types as t
 from plait.ir.builder import Builder
 from plait.ir.graph import Graph
 from plait.ir.interp import interpret
 from plait.ir.types import TensorType
-from tests.codegen.graphs import loaded, normal
+from tests.codegen.graphs import Array, loaded, normal, only_kernel
 
 SMALL = replace(ZEN4, past_bytes=1000)
+POOL = Schedule.parse("pool{mr=2 vectors=2 chunks=1 parallel=0 core=zen4}")
 only_small = pytest.mark.parametrize("core", [SMALL], indirect=True, ids=["small caches"])
 
 
@@ -48,12 +50,19 @@ def softmax(rows: int, length: int) -> Graph:
 
 
 def max_pool(size: int, channels: int) -> Graph:
-    """Images of a channels-last layout, with a border."""
+    """The body of a kernel over images whose channels are innermost, with a border."""
     b = Builder()
-    x = b.input(TensorType(t.f32, (2, channels, size, size), (0, 2, 3, 1)))
+    x = b.transpose(b.input(TensorType(t.f32, (2, size, size, channels))), (0, 3, 1, 2))
     y = b.emit("max_pool", x, window=(3, 3), stride=(2, 2), low=(1, 1), high=(1, 1),
                dilation=(1, 1))  # fmt: skip
-    return b.finish([b.transpose(b.transpose(y, (0, 2, 3, 1)), (0, 3, 1, 2))])
+    _, kernel = only_kernel(b.finish([b.transpose(y, (0, 2, 3, 1))]), ZEN4)
+    body: Graph = kernel.attrs["body"]
+    return body
+
+
+def _in_memory(x: Array, type: TensorType) -> Array:
+    """The elements in the order in which they lie."""
+    return np.ascontiguousarray(x.transpose(type.order)).reshape(-1)
 
 
 def goes_past(func: object) -> bool:
@@ -65,19 +74,20 @@ def goes_past(func: object) -> bool:
 @only_small
 @pytest.mark.parametrize("offset", [0, 4, 32])
 @pytest.mark.parametrize("make", [partial(relu, 30, 100), partial(relu, 5000),
-                                  partial(centred, 40, 72)])  # fmt: skip
+                                  partial(centred, 40, 72), partial(max_pool, 9, 40)])  # fmt: skip
 def test_results_past_the_caches_are_what_they_are_wherever_they_lie(
-    make: Callable[[], Graph], offset: int
+    make: partial[Graph], offset: int
 ) -> None:
     """Vectors at any place of a line, and what is left of a row."""
     graph = make()
     (x,) = (normal(0, *i.type.static("test")) for i in graph.inputs)
-    func = build_nest(graph)
+    func = build_window(graph, POOL) if make.func is max_pool else build_nest(graph)
     assert goes_past(func)
-    memory = aligned_empty(x.nbytes + offset)
-    result = memory[offset : offset + x.nbytes].view(np.float32)
-    loaded(func, graph).run_into([x.reshape(-1)], [result])
-    np.testing.assert_allclose(result.reshape(x.shape), interpret(graph, [x])[0], rtol=1e-6)
+    (want,), (made,) = interpret(graph, [x]), graph.output_types
+    memory = aligned_empty(want.nbytes + offset)
+    result = memory[offset : offset + want.nbytes].view(np.float32)
+    loaded(func, graph).run_into([_in_memory(x, graph.inputs[0].type)], [result])
+    np.testing.assert_allclose(result, _in_memory(want, made), rtol=1e-6)
 
 
 @only_small
@@ -111,6 +121,5 @@ def test_results_that_the_caches_hold_stay_there(core: Core) -> None:
 @pytest.mark.parametrize(("size", "past"), [(180, False), (190, True)])
 def test_pools_of_many_large_images_go_past_the_caches(size: int, past: bool) -> None:
     """Results of 16.2 and 18.1 million bytes."""
-    schedule = "pool{mr=2 vectors=2 chunks=1 parallel=0 core=zen4}"
-    func = cpu_target(1, ZEN4).build(max_pool(size, 250), schedule)
+    func = cpu_target(1, ZEN4).build(max_pool(size, 250), str(POOL))
     assert ("past_caches" in func.script()) == past

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from plait.codegen.conv_tiles import ConvShape, WindowShape, conv_tiles
-from plait.codegen.core import AVX2, Core, simd
+from plait.codegen.core import AVX2, ZEN4, Core, making_for, simd
 from plait.codegen.tvm.target import cpu_target
 from plait.codegen.winograd import (
     WinogradTile,
@@ -169,6 +169,17 @@ def test_blocks_are_of_data_that_the_last_level_cache_keeps(conv: ConvShape) -> 
 @pytest.mark.parametrize("conv", [shape(7, 512, 512), shape(14, 256, 256)])
 def test_many_channels_are_filtered(core: Core, conv: ConvShape) -> None:
     assert winograd_tiles(conv, threads=2)[0][0] < conv_tiles(conv, threads=2)[0][0]
+
+
+@pytest.mark.parametrize("kept", [10 << 20, 32 << 20])
+def test_blocks_are_what_the_last_level_cache_keeps(kept: int) -> None:
+    """Data of a block of many large images: as much as fits, and no more."""
+    conv = shape(224, 64, 64)
+    with making_for(replace(ZEN4, kept_bytes=kept)):
+        tile = winograd_tiles(conv, threads=2)[0][1]
+    held = 4 * tile.planes * conv.inputs * tile.block
+    assert held <= kept
+    assert (held > 10 << 20) == (kept > 10 << 20)
 
 
 def test_a_small_convolution_runs_on_one_thread() -> None:
