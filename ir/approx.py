@@ -76,16 +76,17 @@ def exp(x: Expr) -> Expr:
 
 
 def decay(x: Expr) -> Expr:
-    """e**x for x <= 0: exactly `exp` where that is at least 2**-126, else 0 or at most 2**-126.
+    """e**x for x <= 0 as 2**n times 2**u, at most 2**-126 where that would be less.
 
-    Less work: one bound instead of two, and one power of two.
+    A third of the multiplications of `exp`.  The relative error is below 1.7e-7 + 1.4e-8 |x|, the
+    second part being that of log2(e) as float32: less than what rounding x has cost.
     """
     held = select(x < -88.0, lit(-88.0, t.f32), x)
     bias = _ROUND + 127.0
     rounded = fma(held, _LOG2E, bias)
-    r = _rest(held, rounded - bias)
+    fraction = fma(held, _LOG2E, bias - rounded)
     power = (rounded.bitcast(t.i32) << 23).bitcast(t.f32)
-    return fma(fma(horner(r, _EXP), r, 1.0), r, 1.0) * power
+    return horner(fraction, _EXP2) * power
 
 
 def expm1(x: Expr) -> Expr:

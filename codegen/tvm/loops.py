@@ -232,14 +232,20 @@ def fill(buffer: Any, value: PrimExpr) -> Callable[[PrimExpr], Stmt]:
     return lambda at: put(buffer, at, value)
 
 
-def combine(kind: str, dtype: t.DType, a: PrimExpr, b: PrimExpr) -> PrimExpr:
-    """One step of a reduction; `a` is the accumulator, read from memory."""
-    rule = FUNCTIONS[{"sum": "add", "prod": "mul", "max": "max", "min": "min"}[kind]]
+def combine(kind: str, dtype: t.DType, a: PrimExpr, b: PrimExpr, numbers: bool = False) -> PrimExpr:
+    """One step of a reduction; `a` is the accumulator, read from memory.
+
+    numbers: whether a maximum or minimum need not keep NaN.
+    """
     if kind in ("sum", "prod"):
-        return rule(dtype, a, b)
+        return FUNCTIONS[{"sum": "add", "prod": "mul"}[kind]](dtype, a, b)
     bound, b = bindings(b)  # TVM takes no value that binds inside of a value
     new = tirx.Var("new", dtype_of(b))  # the rules of these use it twice
-    result = tirx.Let(new, b, rule(dtype, a, new))
+    if numbers and dtype.is_float:
+        found = {"max": tirx.max, "min": tirx.min}[kind](a, new)
+    else:
+        found = FUNCTIONS[kind](dtype, a, new)
+    result = tirx.Let(new, b, found)
     for var, value in reversed(bound):
         result = tirx.Let(var, value, result)
     return result

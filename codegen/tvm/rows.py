@@ -10,6 +10,7 @@ from typing import Any
 from tvm import tirx
 
 from plait.codegen.core import core, simd
+from plait.codegen.nans import shows_anyway
 from plait.codegen.tiles import ceil_div
 from plait.codegen.tvm.loops import (
     LEAST,
@@ -41,17 +42,21 @@ MAX_ROW_BYTES = 256 * 1024
 
 @dataclass(frozen=True)
 class Total:
-    """A reduction in progress: partial results in vector lanes, and the number they end in."""
+    """A reduction in progress: partial results in vector lanes, and the number they end in.
+
+    numbers: whether it need not keep NaN.
+    """
 
     source: int
     kind: str
     dtype: t.DType
     lanes: Any
     total: Any
+    numbers: bool
 
     def take(self, buffer: Any, at: PrimExpr, value: PrimExpr) -> Stmt:
         """Reduce one more value into an element of `buffer`."""
-        return put(buffer, at, combine(self.kind, self.dtype, buffer[at], value))
+        return put(buffer, at, combine(self.kind, self.dtype, buffer[at], value, self.numbers))
 
     def begin(self) -> list[Stmt]:
         start = const(e.identity(self.kind, self.dtype), tir_dtype(self.dtype))
@@ -78,7 +83,7 @@ class Total:
         def lane(v: PrimExpr) -> Stmt:
             return self.take(self.lanes, start + v, self.lanes[half + start + v])
 
-        return loop(width, lane, tirx.ForKind.VECTORIZED if width > 1 else None, "v")
+        return vector(lane, max(2, width))  # one lane too many: a maximum of two numbers branches
 
 
 class Rows(Phases):
@@ -235,7 +240,8 @@ class Rows(Phases):
     def _new_total(self, v: int) -> Total:
         source, kind, dtype = self.n.reduction(v)
         lanes = self.allocate(UNROLL * simd(), dtype, f"acc{v}")
-        return Total(source, kind, dtype, lanes, self.allocate(1, dtype, f"red{v}"))
+        numbers = kind in ("max", "min") and shows_anyway(self.n.body, v)
+        return Total(source, kind, dtype, lanes, self.allocate(1, dtype, f"red{v}"), numbers)
 
     def _read(
         self, v: int, spaces: dict[int, Any], early: dict[int, Flat], outer: list[PrimExpr],
