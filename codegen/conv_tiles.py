@@ -72,6 +72,12 @@ class WindowShape:
         return max(*self.low, *self.high) > 0
 
     @property
+    def overlap(self) -> bool:
+        """Whether windows have pixels in common."""
+        taps = zip((self.kh, self.kw), self.dilation, self.stride, strict=True)
+        return any((k - 1) * dilation + 1 > stride for k, dilation, stride in taps)
+
+    @property
     def asks(self) -> bool:
         """Whether images are so large that they are worth asking for."""
         return 4 * self.n * self.h * self.w * self.c > core().asked_beyond

@@ -48,6 +48,8 @@ class Core:
     block_bytes: of a convolution's images, which L2 is to keep while all panels of weights pass by;
         0: all positions pass by each panel.
     ahead: elements between what is asked for and what is read, in a stream from memory.
+    once_ahead: the same for windows that do not overlap, whose pixels are asked for into L1; 0:
+        they are asked for as others are.
     rows_ahead: the same for rows that are read more than once, at their last reading; 0 where the
         hardware sees by itself what comes next, and asking keeps it from that.
     claimed: steps for each row of a register tile, at the end of its sum, in which the lines that
@@ -55,6 +57,8 @@ class Core:
     past_bytes: the largest result that is stored into the caches, larger ones go past them; 0: all.
     tiles_ask: whether register tiles ask for the pixels or rows of the next one, and for the lines
         of their results and of what is added to them.
+    staggers: whether rows of which each element takes work are in flight together, each in a phase
+        of its own.
     """
 
     name: str
@@ -80,10 +84,12 @@ class Core:
     held_bytes: int = 512 * 1024
     block_bytes: int = 0
     ahead: int = 256
+    once_ahead: int = 0
     rows_ahead: int = 512
     claimed: int = 0
     past_bytes: int = 0
     tiles_ask: bool = False
+    staggers: bool = False
 
 
 # Fitted to AMD Milan, where the caches keep up, and to Intel Cascade Lake, where they do not.
@@ -99,7 +105,8 @@ ZEN4: Final = Core(name="zen4", lanes=16, registers=32, most_rows=10, addressed_
                    far_bytes=20, memory_bytes=16.0, l2_cycles=0.5, line_cycles=0.2, deep=0.2,
                    exposed=0.3, refill=1.0, near_bytes=0, kept_bytes=10 << 20,
                    held_bytes=640 * 1024, asked=(3.0, 9.0), asked_beyond=8 << 20, ahead=3072,
-                   rows_ahead=0, claimed=4, past_bytes=16 << 20)  # fmt: skip
+                   once_ahead=256, rows_ahead=0, claimed=4, past_bytes=16 << 20,
+                   staggers=True)  # fmt: skip
 CORES: Final = {core.name: core for core in (AVX2, AVX512, ZEN4)}
 # What 512-bit code needs: the arithmetic, its 256-bit and 128-bit forms, and float logic.
 _WIDE = frozenset({"avx512f", "avx512vl", "avx512dq", "avx512bw"})

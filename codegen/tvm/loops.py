@@ -251,9 +251,9 @@ def combine(kind: str, dtype: t.DType, a: PrimExpr, b: PrimExpr, numbers: bool =
     return result
 
 
-def prefetch(buffer: Any, at: PrimExpr, write: bool = False) -> Stmt:
-    """Ask for the line of an element, to be read from L2 soon, or to be written."""
-    how = (const(n, "int32") for n in ((1, 3, 1) if write else (0, 2, 1)))
+def prefetch(buffer: Any, at: PrimExpr, write: bool = False, near: bool = False) -> Stmt:
+    """Ask for the line of an element, to be read from L2 soon (from L1 if `near`) or written."""
+    how = (const(n, "int32") for n in (int(write), 3 if write or near else 2, 1))
     line = tirx.address_of(buffer[at])
     return tirx.Evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", line, *how))
 

@@ -177,20 +177,20 @@ class Phases:
         """Full values of one level that take work, feed this phase, and are read by a later one."""
         found = []
         for v in range(len(self.n.body.inputs), len(self.n.body.types)):
-            if self.n.levels[v] != level or not self.n.is_full(v) or not self._takes_work(v):
+            if self.n.levels[v] != level or not self.n.is_full(v) or not self.takes_work(v):
                 continue
-            phases = self._reading_levels(v)
+            phases = self.reading_levels(v)
             if level + 1 in phases and max(phases) > level + 1 and self._leaves_level(v):
                 found.append(v)
         return found
 
-    def _takes_work(self, v: int) -> bool:
+    def takes_work(self, v: int) -> bool:
         """Whether a costly function or a gather is computed for each element at its level."""
         made = self.n.body.producer(v)
         if made is None or made.op.startswith("reduce_") or not self.n.is_full(v):
             return False
         same = (o for o in made.operands if self.n.levels[o] == self.n.levels[v])
-        return made.op in COSTLY or any(map(self._takes_work, same))
+        return made.op in COSTLY or any(map(self.takes_work, same))
 
     def _leaves_level(self, v: int) -> bool:
         """Whether a reader of the value belongs to a later level."""
@@ -199,7 +199,7 @@ class Phases:
             self.n.levels[r] > self.n.levels[v] for u in body.users[v] for r in body.results(u)
         )
 
-    def _reading_levels(self, v: int) -> set[int]:
+    def reading_levels(self, v: int) -> set[int]:
         """Phases (numbered by the level they produce) in which a value is needed."""
         body = self.n.body
         phases: set[int] = set()
@@ -210,5 +210,5 @@ class Phases:
                 if body.nodes[u].op.startswith("reduce_"):
                     phases.add(self.n.levels[r])
                 else:
-                    phases |= self._reading_levels(r)
+                    phases |= self.reading_levels(r)
         return phases

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
 
 from plait.codegen.core import core, simd
-from plait.codegen.nans import shows_anyway
 from plait.codegen.tiles import ceil_div
 from plait.codegen.tvm.loops import (
     LEAST,
     PARALLEL_WORK,
     Flat,
     arranged,
-    combine,
-    fill,
     loop,
     prefetch,
     put,
@@ -28,62 +24,16 @@ from plait.codegen.tvm.loops import (
     vectors,
 )
 from plait.codegen.tvm.nest import Nest, Phases, Read, Span
-from plait.codegen.tvm.scalars import const, tir_dtype
-from plait.ir import expr as e
-from plait.ir import types as t
+from plait.codegen.tvm.scalars import const
+from plait.codegen.tvm.staggered import in_flight, staggered
+from plait.codegen.tvm.totals import Total, total
 from plait.ir.types import LINE_BYTES
 from plait.passes.memory import elementwise_only
 
 PrimExpr = Any
 Stmt = Any
-UNROLL = 4  # vectors of partial results: enough to hide the latency of an addition
+UNROLL = 4  # vectors of partial results
 MAX_ROW_BYTES = 256 * 1024
-
-
-@dataclass(frozen=True)
-class Total:
-    """A reduction in progress: partial results in vector lanes, and the number they end in.
-
-    numbers: whether it need not keep NaN.
-    """
-
-    source: int
-    kind: str
-    dtype: t.DType
-    lanes: Any
-    total: Any
-    numbers: bool
-
-    def take(self, buffer: Any, at: PrimExpr, value: PrimExpr) -> Stmt:
-        """Reduce one more value into an element of `buffer`."""
-        return put(buffer, at, combine(self.kind, self.dtype, buffer[at], value, self.numbers))
-
-    def begin(self) -> list[Stmt]:
-        start = const(e.identity(self.kind, self.dtype), tir_dtype(self.dtype))
-        store = fill(self.lanes, start)
-        return [
-            fill(self.total, start)(const(0, "int32")),
-            *vectors(UNROLL, lambda u, i: store(u * simd() + i)),
-        ]
-
-    def fold(self) -> list[Stmt]:
-        """Lanes to one number, in a fixed order."""
-        stmts: list[Stmt] = []
-        half = UNROLL * simd() // 2
-        while half:
-            width = min(half, simd())
-            stmts += [self._halve(half, at, width) for at in range(0, half, width)]
-            half //= 2
-        zero = const(0, "int32")
-        return [*stmts, self.take(self.total, zero, self.lanes[zero])]
-
-    def _halve(self, half: int, start: int, width: int) -> Stmt:
-        """Take `width` lanes of the upper half from `start` on into those of the lower half."""
-
-        def lane(v: PrimExpr) -> Stmt:
-            return self.take(self.lanes, start + v, self.lanes[half + start + v])
-
-        return vector(lane, max(2, width))  # one lane too many: a maximum of two numbers branches
 
 
 class Rows(Phases):
@@ -208,7 +158,7 @@ class Rows(Phases):
             if self.n.levels[v] == level - 1 and body.users[v] and v not in kept
         }  # fmt: skip
         spaces = {v: self.allocate(self.length, body.types[v].dtype, f"kept{v}") for v in kept}
-        totals = {v: self._new_total(v) for v in self.n.reductions(level)}
+        totals = {v: total(self, v, UNROLL) for v in self.n.reductions(level)}
         self.totals |= totals
 
         def shared(outer: list[PrimExpr], at: PrimExpr) -> list[Stmt]:
@@ -236,12 +186,6 @@ class Rows(Phases):
             self.n.keep(v, f.load)
         begun = [s for a in totals.values() for s in a.begin()]
         return [*begun, loops, *(s for a in totals.values() for s in a.fold())]
-
-    def _new_total(self, v: int) -> Total:
-        source, kind, dtype = self.n.reduction(v)
-        lanes = self.allocate(UNROLL * simd(), dtype, f"acc{v}")
-        numbers = kind in ("max", "min") and shows_anyway(self.n.body, v)
-        return Total(source, kind, dtype, lanes, self.allocate(1, dtype, f"red{v}"), numbers)
 
     def _read(
         self, v: int, spaces: dict[int, Any], early: dict[int, Flat], outer: list[PrimExpr],
@@ -306,6 +250,9 @@ def rows(nest: Nest, span: Span | None = None) -> list[Stmt]:
 
     def place(r: PrimExpr) -> dict[int, PrimExpr]:
         return dict(zip(kept, unflatten(r, extents), strict=True))
+
+    if span is None and in_flight(nest, count, length):
+        return staggered(nest, count, length, place)
 
     def row(r: PrimExpr) -> Stmt:
         later = tirx.min(r + ceil_div(core().rows_ahead, max(1, length)), count - 1)

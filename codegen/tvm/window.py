@@ -60,6 +60,7 @@ class WindowNest:
         # Scratch, whose place is computed, lies in L2.
         known = isinstance(self.ports.data_start, int)
         self.asking = self.shape.asks and known and self.steps[1] == 1
+        self.near = core().once_ahead > 0 and not self.shape.overlap
         self.weight: Any = None
         if self.op == "conv":
             packed = source_input(windowed.body, windowed.node.operands[1])
@@ -194,7 +195,10 @@ class Tile:
 
         def stream(start: PrimExpr) -> Stmt:
             first = tirx.Var("at", "int32")
-            asks = [prefetch(self.nest.ports.data, first + k * LINE) for k in range(lines)]
+            asks = [
+                prefetch(self.nest.ports.data, first + k * LINE, near=self.nest.near)
+                for k in range(lines)
+            ]
             return sequence([tirx.Bind(first, start), *asks])
 
         return sequence([stream(start) for start in starts])
@@ -210,7 +214,8 @@ class Tile:
         bottom = self.i * down - s.low[0] + (s.kh - 1) * s.dilation[0]
         column = self.first * right - s.low[1] + (s.kw - 1) * s.dilation[1] + 1 - right
         inside, pixels = tirx.floormod(self.c, width), self.columns.size * right
-        place = column * width + inside * pixels + core().ahead
+        ahead = core().once_ahead if self.nest.near else core().ahead
+        place = column * width + inside * pixels + ahead
         if w != width:
             place = tirx.floordiv(place, width) * w + tirx.floormod(place, width)
         lines = ceil_div(pixels * self.width, LINE)

@@ -12,7 +12,7 @@ from tvm import tirx
 from tvm.sym import Analyzer
 
 from plait.codegen.conv_tiles import WindowShape, WindowTile, choose_window_tile
-from plait.codegen.core import AVX2, AVX512, Core, making_for
+from plait.codegen.core import AVX2, AVX512, ZEN4, Core, making_for
 from plait.codegen.tiles import LINE
 from plait.codegen.tvm.image import Windowed
 from plait.codegen.tvm.target import cpu_target
@@ -141,6 +141,24 @@ def test_rows_are_asked_for_as_streams(mr: int) -> None:
     for k, row in enumerate((21, 20)):
         begin = row * 32 * 64 + AVX2.ahead
         assert asked[k] == list(range(begin, begin + 32 * 64, LINE))
+
+
+@pytest.mark.parametrize("core", [AVX2, ZEN4], indirect=True, ids=["avx2", "zen4"])
+@pytest.mark.parametrize("size", [2, 3])
+def test_windows_that_do_not_overlap_ask_for_what_is_near(core: Core, size: int) -> None:
+    """Each line is read once, and soon, where the core gains by it."""
+    b = Builder()
+    x = b.input(TensorType(t.f32, (1, 64, 220, 160), (0, 2, 3, 1)))
+    attrs = window(stride=(2, 2), low=(0, 0), high=(0, 0), dilation=(1, 1))
+    body = b.finish([b.emit("max_pool", x, window=(size, size), **attrs)])
+    nest = WindowNest(Windowed.of(body, "max_pool"), WindowTile(1, 1))
+    image, i, first, channel = (tirx.const(k, "int32") for k in (0, 10, 7, 0))
+    tile = Tile(nest, Columns(7, 1, 1, True), image, i, first, channel, core.lanes)
+    near = core is ZEN4 and size == 2
+    start = int(Analyzer().simplify(tile.streams()[0][0]))
+    ahead = core.once_ahead if near else core.ahead
+    assert start == ((20 + size - 1) * 160 + 14 + size - 2) * 64 + ahead
+    assert f", 0, {3 if near else 2}, 1)" in str(nest.build().script())
 
 
 @both_cores
