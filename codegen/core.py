@@ -59,6 +59,8 @@ class Core:
         of their results and of what is added to them.
     staggers: whether rows of which each element takes work are in flight together, each in a phase
         of its own.
+    aligns_stacks: whether vectors that do not fit the registers are kept from crossing lines and
+        pages, which costs a register for addresses.
     """
 
     name: str
@@ -90,6 +92,7 @@ class Core:
     past_bytes: int = 0
     tiles_ask: bool = False
     staggers: bool = False
+    aligns_stacks: bool = False
 
 
 # Fitted to AMD Milan, where the caches keep up, and to Intel Cascade Lake, where they do not.
@@ -106,7 +109,7 @@ ZEN4: Final = Core(name="zen4", lanes=16, registers=32, most_rows=10, addressed_
                    exposed=0.3, refill=1.0, near_bytes=0, kept_bytes=10 << 20,
                    held_bytes=640 * 1024, asked=(3.0, 9.0), asked_beyond=8 << 20, ahead=3072,
                    once_ahead=256, rows_ahead=0, claimed=4, past_bytes=16 << 20,
-                   staggers=True)  # fmt: skip
+                   staggers=True, aligns_stacks=True)  # fmt: skip
 CORES: Final = {core.name: core for core in (AVX2, AVX512, ZEN4)}
 # What 512-bit code needs: the arithmetic, its 256-bit and 128-bit forms, and float logic.
 _WIDE = frozenset({"avx512f", "avx512vl", "avx512dq", "avx512bw"})

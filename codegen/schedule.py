@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from plait.codegen.core import AVX2, CORES, Core
 from plait.ir.errors import ParseError
 
 _FORM = re.compile(r"([a-z][a-z0-9_]*)(?:\{([^}]*)\})?")
@@ -21,6 +22,11 @@ class Schedule:
     def __str__(self) -> str:
         words = " ".join(f"{k}={v}" for k, v in self.parameters.items())
         return self.template + ("{" + words + "}" if words else "")
+
+    @property
+    def core(self) -> Core:
+        """The core that it was chosen for; of AVX2 nothing is said."""
+        return CORES[self.parameters.get("core", AVX2.name)]
 
     def number(self, key: str) -> int:
         return int(self.parameters[key])

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from plait.codegen.apart import APART
-from plait.codegen.core import AVX2, CORES, Core, making_for
+from plait.codegen.core import AVX2, Core, making_for
 from plait.codegen.schedule import Schedule
 from plait.ir.errors import Unsupported
 from plait.ir.graph import Graph
@@ -143,5 +143,5 @@ class Target:
         template = self.template(parsed.template)
         if pitch and template.name not in APART:
             raise Unsupported(f"{template.name} kernels take only tensors that lie in one piece")
-        with making_for(CORES[parsed.parameters.get("core", AVX2.name)]):
+        with making_for(parsed.core):
             return template.build(body, parsed, pitch) if pitch else template.build(body, parsed)

@@ -7,6 +7,7 @@ from typing import Any
 import tvm
 from tvm import tirx
 
+from plait.codegen.core import core
 from plait.codegen.tvm.past import fenced
 from plait.codegen.tvm.stack import aligned
 
@@ -31,7 +32,7 @@ def over_pointers(func: Any) -> Any:
     done = tirx.Return(tirx.IntImm("int32", 0))
     # Scratch beyond 4 KiB is a workspace of a device: buffers would name it.  It is freed where
     # the statement around it ends, which must be before the return.
-    work = aligned(fenced(func))
+    work = aligned(fenced(func)) if core().aligns_stacks else fenced(func)
     for key, value in (("device_id", 0), ("device_type", _CPU)):
         work = tirx.AttrStmt(tvm.ir.StringImm("default"), key, tirx.IntImm("int32", value), work)
     body = tirx.SeqStmt([*views, work, done])

@@ -10,6 +10,7 @@ pytest.importorskip("tvm", reason="TVM comes with the compile extra")
 
 from plait.codegen.core import AVX2, ZEN4, Core
 from plait.codegen.tvm.build import assembly, named_target
+from plait.codegen.tvm.kernel import prim_func
 from plait.codegen.tvm.loopnest import build_nest
 from plait.codegen.tvm.parts import in_parts
 from plait.codegen.tvm.pointers import over_pointers
@@ -33,14 +34,28 @@ def norm(core: Core) -> Graph:
     return body
 
 
-@pytest.mark.parametrize(
-    ("core", "cpu"), [(AVX2, "znver3"), (ZEN4, "znver4")], indirect=["core"], ids=["8", "16"]
-)
-@pytest.mark.parametrize("parts", [1, 4])
-def test_vectors_on_the_stack_lie_in_one_line(core: Core, cpu: str, parts: int) -> None:
+def stored_vectors(core: Core, cpu: str, parts: int = 1) -> tuple[str, list[str]]:
     func = in_parts(build_nest(norm(core)), parts)
     text = assembly(over_pointers(func), "k_norm", named_target(cpu))
-    stored = STORED.findall(text)
-    assert len(stored) > (8 if core is ZEN4 else 0)
-    assert set(stored) <= {"vmovaps", "vmovapd", "vmovdqa", "vmovdqa64"}
+    return text, STORED.findall(text)
+
+
+@pytest.mark.parametrize("core", [ZEN4], indirect=True)
+@pytest.mark.parametrize("parts", [1, 4])
+def test_vectors_on_the_stack_lie_in_one_line(core: Core, parts: int) -> None:
+    text, stored = stored_vectors(core, "znver4", parts)
+    assert len(stored) > 8 and set(stored) == {"vmovaps"}
     assert ALIGNED.search(text)
+
+
+def test_other_cores_keep_the_register_that_it_costs(core: Core) -> None:
+    assert core is AVX2
+    text, _ = stored_vectors(core, "znver3")
+    assert not ALIGNED.search(text)
+
+
+@pytest.mark.parametrize("core", [ZEN4, AVX2], ids=["zen4", "avx2"])
+def test_the_core_of_a_schedule_decides(core: Core) -> None:
+    body, words = norm(core), "" if core is AVX2 else f"core={core.name}"
+    func = prim_func(body, f"loops{{{words}}}", (), 2)
+    assert ("plait_align_stack" in func.script()) == (core is ZEN4)
