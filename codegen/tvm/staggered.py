@@ -40,10 +40,11 @@ def in_flight(nest: Nest, count: int, length: int) -> bool:
 
     That pays where values take work: phases that only read are bound by memory anyway.
     """
+    if not core().staggers or nest.depth != 2:
+        return False
     phases = Phases(nest, {})
-    inner = nest.space.shape[phases.reduced[-1]]
-    fits = inner == length and length % (UNROLL * simd()) == 0 and 4 * length <= MOST_BYTES
-    if not core().staggers or not fits or nest.depth != 2 or phases.outputs(full=False):
+    fits = length % (UNROLL * simd()) == 0 and 4 * length <= MOST_BYTES
+    if len(phases.reduced) > 1 or not fits or phases.outputs(full=False):
         return False
     return count >= 2 * LEAST_ROWS and any(map(phases.takes_work, range(len(nest.body.types))))
 

@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip("tvm", reason="TVM comes with the compile extra")
 
+from plait.codegen.core import AVX2, ZEN4, Core
 from plait.codegen.tvm.target import cpu_target
 from plait.ir import types as t
 from plait.ir.builder import Builder, Value
@@ -27,13 +28,13 @@ def graph(make: Callable[..., Value], *shapes: tuple[int, ...]) -> Graph:
     return b.finish([make(b, *[b.input(TensorType(t.f32, shape)) for shape in shapes])])
 
 
-def lower(graph: Graph) -> Graph:
-    return parse_pipeline(DEFAULT_PIPELINE).run(graph, Context(cpu_target()))
+def lower(graph: Graph, core: Core = AVX2) -> Graph:
+    return parse_pipeline(DEFAULT_PIPELINE).run(graph, Context(cpu_target(core=core)))
 
 
-def kernels(graph: Graph) -> Iterator[str]:
+def kernels(graph: Graph, core: Core = AVX2) -> Iterator[str]:
     """The schedule and the TVMScript of every kernel."""
-    for node in lower(graph).nodes:
+    for node in lower(graph, core).nodes:
         if node.op == "kernel":
             func = cpu_target().build(node.attrs["body"], node.attrs["schedule"])
             yield f"# {node.attrs['schedule']}\n{func.script()}"
@@ -61,6 +62,11 @@ KERNELS = {
 @pytest.mark.parametrize("name", KERNELS)
 def test_kernel(name: str, golden: Callable[[str, str], None]) -> None:
     golden(f"{name}.py.txt", "\n".join(kernels(KERNELS[name])))
+
+
+def test_rows_in_flight(golden: Callable[[str, str], None]) -> None:
+    made = graph(lambda b, x: b.emit("softmax", x, axis=1), (128, 32))
+    golden("staggered.py.txt", "\n".join(kernels(made, ZEN4)))
 
 
 def test_building_a_kernel_twice_gives_one_text() -> None:
